@@ -1,0 +1,139 @@
+"""The one convention by which a sampler calls a model, with conditioning and guidance.
+
+A model is any callable `model(x [R, *shape], t [R], **cond) -> [R, *shape]`. What its output means
+(epsilon, x0, v, flow, EDM) and what its time input is are numbers in the `SolverTable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["Denoiser", "Model"]
+
+Model = Callable[..., torch.Tensor]
+Cond = Mapping[str, Any]
+
+
+class Denoiser:
+    """A model bound to the conditioning of one call of `sample`.
+
+    Args:
+        model: the user's callable.
+        shape: shape of one sample.
+        num_samples: B.
+        cond: keyword arguments of the model. A tensor whose first dimension is B is indexed per
+            row, so that row r gets the conditioning of its own sample; all else passes unchanged.
+        null_cond: the unconditional counterpart, needed by guidance. A tensor with first
+            dimension 1 is expanded.
+        guidance_scale: g in  m = m_null + g (m_cond - m_null)   (Ho and Salimans 2022, eq. 6 with
+            g = 1 + w). None or 1 calls the model once per row, without guidance.
+
+    Raises:
+        ValueError: guidance without `null_cond`, different keys, or tensors of the wrong length.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        num_samples: int,
+        cond: Cond | None,
+        null_cond: Cond | None,
+        guidance_scale: float | None,
+    ) -> None:
+        self._model = model
+        self._shape = shape
+        self._cond = dict(cond or {})
+        self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
+        self._null: dict[str, Any] | None = None
+        for name, value in self._cond.items():
+            if isinstance(value, torch.Tensor) and (
+                value.dim() == 0 or value.shape[0] != num_samples
+            ):
+                raise ValueError(
+                    f"cond[{name!r}] must have one row per sample: first dimension {num_samples}, "
+                    f"got shape {tuple(value.shape)}; expand it, or bind constants to the model "
+                    "with functools.partial"
+                )
+        if self._scale != 1.0:
+            self._null = self._check_null(null_cond, num_samples)
+
+    @property
+    def evaluations_per_row(self) -> int:
+        """Model rows per row of a round: 2 with guidance, else 1."""
+        return 1 if self._null is None else 2
+
+    def _check_null(self, null_cond: Cond | None, num_samples: int) -> dict[str, Any]:
+        if not self._cond:
+            raise ValueError("guidance_scale needs cond: there is nothing to guide towards")
+        if null_cond is None:
+            raise ValueError(
+                "guidance_scale needs the sampler's null_cond: the model's keyword arguments for "
+                f"'no condition', with the same keys as cond {sorted(self._cond)}"
+            )
+        if set(null_cond) != set(self._cond):
+            raise ValueError(
+                f"null_cond must have the keys of cond, {sorted(self._cond)}, "
+                f"got {sorted(null_cond)}"
+            )
+        null: dict[str, Any] = {}
+        for name, value in self._cond.items():
+            other = null_cond[name]
+            if isinstance(value, torch.Tensor):
+                if not isinstance(other, torch.Tensor) or other.shape[1:] != value.shape[1:]:
+                    got = tuple(other.shape) if isinstance(other, torch.Tensor) else type(other)
+                    raise ValueError(
+                        f"null_cond[{name!r}] must be a tensor [1 or {num_samples}, "
+                        f"*{tuple(value.shape[1:])}], got {got}"
+                    )
+                if other.shape[0] not in (1, num_samples):
+                    raise ValueError(
+                        f"null_cond[{name!r}] must have 1 or {num_samples} rows, "
+                        f"got {other.shape[0]}"
+                    )
+                other = other.to(value.device).expand(num_samples, *value.shape[1:])
+            null[name] = other
+        return null
+
+    def __call__(
+        self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Raw model outputs [R, D] in `dtype` for scaled inputs [R, D] of samples [R]."""
+        rows = len(x)
+        inputs = x.view(rows, *self._shape)
+        if self._null is None:
+            return self._call(inputs, t, _select(self._cond, row_sample)).to(dtype)
+        both = {
+            name: torch.cat([_pick(self._null[name], row_sample), _pick(value, row_sample)])
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in self._cond.items()
+        }
+        out = self._call(torch.cat([inputs, inputs]), torch.cat([t, t]), both).to(dtype)
+        null, conditional = out[:rows], out[rows:]
+        return null + self._scale * (conditional - null)
+
+    def _call(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
+        out = self._model(x, t, **cond)
+        if not isinstance(out, torch.Tensor):
+            raise TypeError(f"model must return a tensor, got {type(out).__name__}")
+        if out.shape != x.shape:
+            raise ValueError(
+                f"model must return the shape of its input {tuple(x.shape)}, got "
+                f"{tuple(out.shape)}; for a learned variance keep the first half of the channels"
+            )
+        return out.reshape(len(x), -1)
+
+
+def _pick(value: torch.Tensor, row_sample: torch.Tensor) -> torch.Tensor:
+    return value[row_sample.to(value.device)]
+
+
+def _select(cond: dict[str, Any], row_sample: torch.Tensor) -> dict[str, Any]:
+    return {
+        name: _pick(value, row_sample) if isinstance(value, torch.Tensor) else value
+        for name, value in cond.items()
+    }

@@ -1,0 +1,71 @@
+"""What a sampler returns: samples, why each of them stopped, and what they cost."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["RoundRecord", "SampleResult", "SampleStats", "StopReason"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+class StopReason(enum.Enum):
+    """Why a sample ended. The value is a message for people; the member is for programs."""
+
+    CONVERGED = "converged: every point of the trajectory met the tolerance"
+    MAX_ROUNDS = "stopped after max_rounds rounds; the sample is the best estimate of x0 so far"
+    DIVERGED = "diverged: the model's answer on the final path is not finite; the sample is NaN"
+    CANCELLED = (
+        "cancelled by the callback; the sample is the best estimate of x0 so far, NaN if not begun"
+    )
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """The windows of one round: entry a evaluated nodes `start[a] .. start[a] + length[a] - 1`."""
+
+    sample: IntArray
+    start: IntArray
+    length: IntArray
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """What a call of `sample` cost.
+
+    `rounds` counts batched model calls (with guidance both halves ride in one call),
+    `evaluations` the model rows in them, `wall_time_s` everything from the call to the return.
+    `state_bytes` are held from the first round to the last, whatever the number of steps.
+    """
+
+    rounds: int
+    evaluations: int
+    wall_time_s: float
+    rounds_per_sample: IntArray
+    evaluations_per_sample: IntArray
+    state_bytes: int
+    window_history: list[RoundRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What `sample` returns.
+
+    `samples` [B, *shape]; `stats`; one `StopReason` per sample; `seeds`, the 64-bit seed of every
+    sample, each of which makes its sample again with `sample(seeds=[seed])`.
+    """
+
+    samples: torch.Tensor
+    stats: SampleStats
+    stop_reasons: list[StopReason]
+    seeds: list[int]
+
+    @property
+    def all_converged(self) -> bool:
+        """True when every sample ended CONVERGED."""
+        return all(reason is StopReason.CONVERGED for reason in self.stop_reasons)
