@@ -1,0 +1,1 @@
+"""Operations with a plain PyTorch reference each, one folder per operation."""

@@ -1,0 +1,110 @@
+"""Log ratio and logistic loss of contrastive points, from paired noise predictions.
+
+See README.md in this folder for the derivation and the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ctd_engine.ops.contrastive_reduction.reference import contrastive_reduction_reference
+
+__all__ = ["contrastive_reduction", "contrastive_reduction_reference"]
+
+_Reduction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# a faster backend is one more entry; None takes the first
+_BACKENDS: dict[str, _Reduction] = {"reference": contrastive_reduction_reference}
+
+
+def contrastive_reduction(
+    eps: Tensor,
+    out_alpha: Tensor,
+    out_beta: Tensor,
+    weight: Tensor,
+    b: Tensor,
+    y: Tensor,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Reduce paired noise predictions to a log ratio per point and its logistic loss.
+
+    delta_k = -1/2 mean_n w_kn ( |eps_kn - b_kn out_beta_kn|^2 - |eps_kn - out_alpha_kn|^2 )
+    loss_k = softplus(y_k delta_k)
+
+    Arithmetic is in at least fp32. Differentiable in `out_alpha` and `out_beta`.
+
+    Args:
+        eps: noise that was added, `[K, n, D]`.
+        out_alpha: the model's noise prediction at log-SNR alpha_n, `[K, n, D]`.
+        out_beta: the model's noise prediction at log-SNR beta_n, `[K, n, D]`.
+        weight: importance weights w, `[K, n]`.
+        b: factors b, `[K, n]`.
+        y: labels, `[K]`; +1 for a data point, -1 for a point with noise added.
+        backend: None for the best one available, or "reference".
+
+    Returns:
+        `(loss, delta)`, both `[K]`, in nats, in fp32 or fp64.
+
+    Raises:
+        TypeError: if an argument is not a floating-point tensor (`y` may be an integer tensor).
+        ValueError: if shapes or devices do not fit, a point has no draws, `y` holds anything but
+            +1 and -1 (checked on the CPU only, where it costs no wait), or the backend is unknown.
+    """
+    _check(eps, out_alpha, out_beta, weight, b, y)
+    return _select(backend)(eps, out_alpha, out_beta, weight, b, y)
+
+
+def _select(backend: str | None) -> _Reduction:
+    if backend is None:
+        return next(iter(_BACKENDS.values()))
+    if backend not in _BACKENDS:
+        names = ", ".join(f'"{name}"' for name in _BACKENDS)
+        raise ValueError(f"backend must be None or one of {names}, got {backend!r}")
+    return _BACKENDS[backend]
+
+
+def _check(
+    eps: Tensor, out_alpha: Tensor, out_beta: Tensor, weight: Tensor, b: Tensor, y: Tensor
+) -> None:
+    named = {
+        "eps": eps,
+        "out_alpha": out_alpha,
+        "out_beta": out_beta,
+        "weight": weight,
+        "b": b,
+        "y": y,
+    }
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point() and (name != "y" or value.is_complex()):
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.device != eps.device:
+            raise ValueError(
+                f"{name} must be on the device of eps, {eps.device}, got {value.device}"
+            )
+    if eps.dim() != 3:
+        raise ValueError(
+            f"eps must have 3 dimensions [K, n, D] (points, draws, flattened size), got "
+            f"{tuple(eps.shape)}; flatten the sample's own dimensions into the last one"
+        )
+    if eps.shape[1] == 0:
+        raise ValueError(f"eps must hold at least one draw per point, got shape {tuple(eps.shape)}")
+    expected = {
+        "out_alpha": (eps.shape, "[K, n, D]"),
+        "out_beta": (eps.shape, "[K, n, D]"),
+        "weight": (eps.shape[:2], "[K, n]"),
+        "b": (eps.shape[:2], "[K, n]"),
+        "y": (eps.shape[:1], "[K]"),
+    }
+    for name, (shape, letters) in expected.items():
+        if named[name].shape != shape:
+            raise ValueError(
+                f"{name} must have shape {tuple(shape)} = {letters} to fit eps, "
+                f"got {tuple(named[name].shape)}"
+            )
+    if y.device.type == "cpu" and not bool((y.abs() == 1).all()):
+        raise ValueError("y must hold only +1 (data) and -1 (noise added), got other values")
