@@ -82,7 +82,9 @@ def test_independent_of_neighbours():
     alone = CounterNoise([2**64 - 1], 17, CPU)
     nodes, samples = torch.tensor([9, 0, 3]), torch.tensor([2, 1, 2])
     together = batch.step(nodes, samples, torch.float32)
-    assert torch.equal(together[2], alone.step(torch.tensor([3]), torch.tensor([0]), torch.float32)[0])
+    assert torch.equal(
+        together[2], alone.step(torch.tensor([3]), torch.tensor([0]), torch.float32)[0]
+    )
     assert torch.equal(together, batch.step(nodes.flip(0), samples.flip(0), torch.float32).flip(0))
     initial = batch.initial(torch.tensor([2]), torch.float32)
     assert torch.equal(initial, alone.initial(torch.tensor([0]), torch.float32))

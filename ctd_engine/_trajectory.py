@@ -1,0 +1,173 @@
+"""The state of a parallel sampling run: a ring of window points for every slot."""
+
+from __future__ import annotations
+
+import torch
+
+from ctd_engine.noise import NoiseSource
+from ctd_engine.ops.gather_rows import gather_rows
+from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
+from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.trajectory_error import trajectory_error
+from ctd_engine.scheduling import RoundPlan
+from ctd_engine.solvers import SolverTable
+
+__all__ = ["TrajectoryStore", "picard_slopes", "solver_coefficients", "to_windows"]
+
+METHODS = ("picard", "order_k", "data")
+
+
+def picard_slopes(table: SolverTable, method: str) -> torch.Tensor:
+    """G [N, K] of the Picard update.
+
+    "picard": 1, ParaDiGMS (arXiv 2305.16317, Alg. 1); "order_k": A, the raw recurrence (ParaTAA,
+    arXiv 2402.09970); "data": A of the recurrence written in x0.
+    """
+    if method == "order_k":
+        return table.A
+    if method == "data":
+        return table.A_x0
+    g = torch.zeros_like(table.A)
+    g[:, 0] = 1.0
+    return g
+
+
+def solver_coefficients(
+    table: SolverTable, method: str, dtype: torch.dtype, device: torch.device
+) -> Coefficients:
+    """The table cast once, from float64 on the host."""
+
+    def cast(values: torch.Tensor) -> torch.Tensor:
+        return values.to(device=device, dtype=dtype)
+
+    return Coefficients(
+        A=cast(table.A_x0),
+        B=cast(table.B_x0),
+        C=cast(table.C),
+        G=cast(picard_slopes(table, method)),
+        P=cast(table.P),
+        Q=cast(table.Q),
+        clip=table.clip_x0,
+    )
+
+
+def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
+    """The round's decisions as tensors on the sampler's device."""
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(getattr(plan, name)).to(device)
+
+    names = ("slot", "start", "length", "row_slot", "row_node", "row_entry", "row_offset")
+    return Windows(**{name: tensor(name) for name in names}, max_length=int(plan.length.max()))
+
+
+class TrajectoryStore:
+    """States x and data predictions x0 of the window points, `[slot, ring, D]`.
+
+    Node i of a slot's sample lies at ring position i mod R with R = window_size + K, enough for a
+    window's points and the history that the solver looks back on. Nothing grows with N.
+    """
+
+    def __init__(
+        self,
+        table: SolverTable,
+        *,
+        num_slots: int,
+        window_size: int,
+        num_elements: int,
+        method: str,
+        tolerance: float,
+        noise: NoiseSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        backend: str | None,
+    ) -> None:
+        ring = window_size + table.order
+        self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
+        self.x0 = torch.zeros_like(self.x)
+        self._table = table
+        self._coefficients = solver_coefficients(table, method, dtype, device)
+        self._input_scale = table.input_scale.to(device=device, dtype=dtype)
+        # at least fp32: timesteps above 256 are not exact in bf16
+        self._model_time = table.model_time.to(device=device, dtype=dtype)
+        self._threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
+        self._noise = noise
+        self._backend = backend
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes held for the whole run."""
+        return sum(ring.numel() * ring.element_size() for ring in (self.x, self.x0))
+
+    def admit(self, slot: int, x_initial: torch.Tensor) -> None:
+        """Start a sample in a slot; nothing of its predecessor is left."""
+        self.x[slot] = 0.0
+        self.x0[slot] = 0.0
+        self.x[slot, 0] = x_initial
+
+    def guess(self, plan: RoundPlan, how: str) -> None:
+        """Fill the points of the plan's windows that hold nothing yet."""
+        count = plan.start + plan.length - plan.known
+        # before the first model call there is no x0 to hold
+        predicted = (count > 0) & (plan.known > 0) & (how == "predicted")
+        copied = (count > 0) & ~predicted
+        for entry in copied.nonzero()[0]:
+            slot, known = plan.slot[entry], plan.known[entry]
+            nodes = torch.arange(known + 1, known + 1 + count[entry], device=self.x.device)
+            ring = self.x.shape[1]
+            self.x[slot, nodes % ring] = self.x[slot, known % ring].clone()
+        if predicted.any():
+            device = self.x.device
+            slot, sample, known, counts = (
+                torch.from_numpy(values[predicted]).to(device)
+                for values in (plan.slot, plan.sample, plan.known, count)
+            )
+            z = None
+            if self._table.is_stochastic:
+                z = self._padded_noise(sample, known, counts)
+            predict_guess_(
+                self.x, self.x0, z, slot, known, counts, self._coefficients, backend=self._backend
+            )
+
+    def _padded_noise(
+        self, sample: torch.Tensor, first: torch.Tensor, count: torch.Tensor
+    ) -> torch.Tensor:
+        offsets = torch.arange(int(count.max()), device=sample.device)
+        entry, offset = (offsets < count[:, None]).nonzero(as_tuple=True)
+        z = self.x.new_zeros(len(count), len(offsets), self.x.shape[2])
+        z[entry, offset] = self._noise.step(first[entry] + offset, sample[entry], self.x.dtype)
+        return z
+
+    def model_rows(self, windows: Windows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled model inputs [rows, D] and model times [rows]."""
+        rows = gather_rows(
+            self.x,
+            windows.row_slot,
+            windows.row_node,
+            self._input_scale,
+            dtype,
+            backend=self._backend,
+        )
+        return rows, self._model_time[windows.row_node]
+
+    def update(
+        self, windows: Windows, row_sample: torch.Tensor, m: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One Picard iteration; how far each window advances and how much of it is finite."""
+        z = None
+        if self._table.is_stochastic:
+            z = self._noise.step(windows.row_node, row_sample, self.x.dtype)
+        errors = picard_update_(
+            self.x, self.x0, m, z, windows, self._coefficients, backend=self._backend
+        )
+        return trajectory_error(
+            errors, self._threshold, windows.start, windows.length, backend=self._backend
+        )
+
+    def state(self, slot: int, node: int) -> torch.Tensor:
+        """x at a node that the ring holds, [D]."""
+        return self.x[slot, node % self.x.shape[1]]
+
+    def data_estimate(self, slot: int, node: int) -> torch.Tensor:
+        """The x0 estimate of the last time that a node was evaluated, [D]."""
+        return self.x0[slot, node % self.x.shape[1]]

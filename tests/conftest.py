@@ -1,0 +1,20 @@
+"""Settings for every test; the interpreter switch must come before any kernel is imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _uninitialised_memory_is_nan():
+    """torch.empty is filled with NaN, so that reading what was never written turns tests red."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
