@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CANCELLED", "CONVERGED", "DIVERGED", "MAX_ROUNDS", "Finished", "RoundPlan", "Scheduler"]
+__all__ = ["CANCELLED", "CONVERGED", "DIVERGED", "MAX_ROUNDS", "Finished", "RoundPlan", "Scheduler", "require_sizes"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -74,3 +74,13 @@ class Scheduler(Protocol):
     def step(self, accepted: IntArray, finite: IntArray) -> list[Finished]: ...
 
     def cancel(self) -> list[Finished]: ...
+
+
+def require_sizes(accepted: IntArray, finite: IntArray, num_active: int) -> None:
+    """Raise ValueError unless both hold one entry per active sample."""
+    for name, values in (("accepted", accepted), ("finite", finite)):
+        if np.shape(values) != (num_active,):
+            raise ValueError(
+                f"{name} must have one entry per active sample, shape ({num_active},), "
+                f"got {np.shape(values)}"
+            )

@@ -14,6 +14,7 @@ from ctd_engine.scheduling.plan import (
     Finished,
     IntArray,
     RoundPlan,
+    require_sizes,
 )
 
 __all__ = ["PyWindowScheduler", "share_rows"]
@@ -209,12 +210,7 @@ class PyWindowScheduler:
 def _checked(
     accepted: IntArray, finite: IntArray, lengths: list[int]
 ) -> tuple[list[int], list[int]]:
-    for name, values in (("accepted", accepted), ("finite", finite)):
-        if np.shape(values) != (len(lengths),):
-            raise ValueError(
-                f"{name} must have one entry per active sample, shape ({len(lengths)},), "
-                f"got {np.shape(values)}"
-            )
+    require_sizes(accepted, finite, len(lengths))
     pairs = list(zip((int(a) for a in accepted), (int(f) for f in finite), strict=True))
     for i, ((advance, num_finite), length) in enumerate(zip(pairs, lengths, strict=True)):
         if not 0 <= num_finite <= length:

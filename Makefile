@@ -1,0 +1,48 @@
+# Every target does its own set-up from a fresh clone; a second run reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LINT_STAMP := $(VENV)/.lint-installed
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+# build tools are pinned too; torch is never one of them
+PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
+
+.PHONY: demo test bench lint format clean
+
+demo: $(STAMP)
+	$(BIN)/ctd-engine demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(LINT_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h
+
+format: $(LINT_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h
+
+$(STAMP): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one with make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up $(VENV) (once, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v $${CXX:-c++} >/dev/null || \
+	  echo "WARNING: no C++ compiler: the extension is left out and the Python scheduler serves"
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(LINT_STAMP): $(STAMP)
+	@$(PIP) -e '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info ctd_engine/*.so
