@@ -1,6 +1,6 @@
 """Densities from denoising errors: log ratio, log-likelihood, bits per dimension, noise level.
 
-All of it is the pointwise denoising identity (Kong et al. 2023, arXiv 2302.03792, eq. 9), estimated
+All of it is the pointwise denoising identity (Kong et al. 2023, arXiv 2302.03792), estimated
 by importance sampling of the log-SNR with common random numbers for the two sides of a difference.
 """
 

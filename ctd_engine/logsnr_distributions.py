@@ -129,10 +129,12 @@ class TruncatedNormal(LogSNRDistribution):
     """Normal distribution: EDM's log-normal sigma, flow matching's logit-normal t."""
 
     def _cdf(self, x: Tensor) -> Tensor:
-        return torch.special.ndtr(x)
+        share: Tensor = torch.special.ndtr(x)
+        return share
 
     def _icdf(self, u: Tensor) -> Tensor:
-        return torch.special.ndtri(u)
+        quantile: Tensor = torch.special.ndtri(u)
+        return quantile
 
     def _pdf(self, x: Tensor) -> Tensor:
         return torch.exp(-0.5 * x**2) / math.sqrt(2.0 * math.pi)

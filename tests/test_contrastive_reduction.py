@@ -98,7 +98,8 @@ def test_gradient_is_the_one_in_the_readme() -> None:
     y, b = inputs["y"], inputs["b"][..., None]
     s = y * torch.sigmoid(y * delta.detach()) + 0.3
     factor = s[:, None, None] * inputs["weight"][..., None] / 3
-    assert a.grad is not None and o.grad is not None
+    assert a.grad is not None
+    assert o.grad is not None
     torch.testing.assert_close(a.grad, -factor * (inputs["eps"] - a.detach()))
     torch.testing.assert_close(o.grad, factor * b * (inputs["eps"] - b * o.detach()))
 
