@@ -201,7 +201,7 @@ def scaled_linear_beta(
     _checks.require_float("beta_start", beta_start, above=0.0)
     _checks.require_float("beta_end", beta_end, above=0.0)
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=torch.float64)
-    return _betas_schedule("scaled_linear_beta", roots.square(), config)
+    return _betas_schedule("scaled_linear_beta", roots.square(), arguments)
 
 
 def cosine(num_train_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:

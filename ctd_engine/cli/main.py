@@ -1,0 +1,42 @@
+"""The group of commands; each is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import ctd_engine
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "Train a denoiser on digits, points or images.",
+    "sample": "Sample a checkpoint, in parallel or sequentially.",
+    "demo": "Sample 64 digits both ways, compare them, draw the pictures.",
+    "info": "Tell which back-ends are active, and why others are not.",
+    "bench": "Run the benchmarks.",
+}
+
+
+class _LazyGroup(click.Group):
+    # so that `--help` does not wait for torch
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ctd_engine.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup)
+@click.version_option(ctd_engine.__version__)
+def main() -> None:
+    """Train diffusion models contrastively and sample them parallel in time."""

@@ -1,0 +1,1 @@
+"""Training: data, small models, the trainer and checkpoints."""
