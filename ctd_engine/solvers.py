@@ -8,6 +8,7 @@ probability flow has the simplest form; h = lambda_s - lambda_t with lambda = lo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -419,9 +420,11 @@ def build(
     Raises:
         ValueError: an unknown name, or an option that the solver does not have.
     """
-    try:
-        return get(solver)(schedule, num_steps, **options)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ValueError(f'solver "{solver}" does not take these options: {error}') from error
+    solver_fn = get(solver)
+    parameters = inspect.signature(solver_fn).parameters.values()
+    own = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    known = own | ModelOptions.__annotations__.keys()
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise ValueError(f'solver "{solver}" does not take {unknown}; it takes {sorted(known)}')
+    return solver_fn(schedule, num_steps, **options)
