@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
+
 from digits_problem import CASES, NUM_SAMPLES, run
 
 SEEDS = range(5)

@@ -62,7 +62,7 @@ class SolverTable:
         if not isinstance(self.A, Tensor) or self.A.dim() != 2 or self.A.numel() == 0:
             raise ValueError("A must be a float64 tensor [N, K] with N, K >= 1")
         n, k = self.A.shape
-        shapes = {"A": (n, k), "B": (n, k)}
+        shapes: dict[str, tuple[int, ...]] = {"A": (n, k), "B": (n, k)}
         shapes |= dict.fromkeys(("C", "P", "Q", "input_scale", "model_time"), (n,))
         shapes |= dict.fromkeys(("error_scale", "alpha", "sigma"), (n + 1,))
         for name, shape in shapes.items():

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from ctd_engine import _checks
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._trajectory import METHODS, TrajectoryStore, solver_coefficients, to_windows
-from ctd_engine.denoiser import Denoiser, Model
+from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.picard_update.reference import banded_step, data_prediction
 from ctd_engine.result import RoundRecord, SampleResult, SampleStats, StopReason
-from ctd_engine.scheduling import Finished, make_scheduler
 from ctd_engine.schedules import Schedule
+from ctd_engine.scheduling import Finished, make_scheduler
 from ctd_engine.solvers import SolverTable
 
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]

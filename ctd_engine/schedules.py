@@ -235,7 +235,8 @@ def _karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: floa
         return torch.tensor([sigma_max], dtype=torch.float64)
     ramp = torch.linspace(0.0, 1.0, num_steps, dtype=torch.float64)
     ends = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
-    return (ends[0] + ramp * (ends[1] - ends[0])) ** rho
+    sigmas: Tensor = (ends[0] + ramp * (ends[1] - ends[0])) ** rho
+    return sigmas
 
 
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:

@@ -281,7 +281,7 @@ def _multistep(grid: Grid, order: int, *, stochastic: bool) -> tuple[Tensor, Ten
     D = x0_i + (x0_i - x0_{i-1}) / (2 r_i), r_i = h_{i-1} / h_i; first order at the first step and
     at the last, where h is infinite.
     """
-    alpha_t, sigma_t, alpha_s, sigma_s = _ends(grid)
+    _, sigma_t, alpha_s, sigma_s = _ends(grid)
     h = 0.5 * (grid.logsnr[1:] - grid.logsnr[:-1])  # +inf at the last step
     decay = torch.exp(-h)  # 0 at the last step
     if stochastic:

@@ -8,7 +8,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CANCELLED", "CONVERGED", "DIVERGED", "MAX_ROUNDS", "Finished", "RoundPlan", "Scheduler", "require_sizes"]
+__all__ = [
+    "CANCELLED",
+    "CONVERGED",
+    "DIVERGED",
+    "MAX_ROUNDS",
+    "Finished",
+    "RoundPlan",
+    "Scheduler",
+    "require_sizes",
+]
 
 IntArray = npt.NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""The window scheduler in Python: the twin of `csrc/window_scheduler.cpp`, decision for decision."""
+"""The window scheduler in Python: twin of `csrc/window_scheduler.cpp`, decision for decision."""
 
 from __future__ import annotations
 
@@ -216,9 +216,7 @@ def _checked(
         if not 0 <= num_finite <= length:
             raise ValueError(f"finite[{i}] must be in [0, {length}], got {num_finite}")
         if num_finite > 0 and not 1 <= advance <= num_finite:
-            raise ValueError(
-                f"accepted[{i}] must be in [1, finite = {num_finite}], got {advance}"
-            )
+            raise ValueError(f"accepted[{i}] must be in [1, finite = {num_finite}], got {advance}")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 

@@ -49,7 +49,9 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
     return MODELS[kind](**arguments)
 
 
-def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
     """Write tensors and configuration, whole or not at all.
 
     The file is written beside its place and moved there when it is complete, so that a crash
@@ -107,12 +109,16 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, config
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: object) -> None:
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: object
+) -> None:
     """Load the tensors under a prefix into a model, strictly."""
     given = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in given.items()}
-    wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+    wrong = sorted(
+        name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)
+    )
     if wrong:
         name = wrong[0]
         raise ValueError(
@@ -138,5 +144,3 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     shape = tuple(int(size) for size in config["shape"])
     model.eval().requires_grad_(False)
     return Checkpoint(model, schedule, config["prediction"], shape, config)
-
-

@@ -73,7 +73,9 @@ def _points(path: Path) -> Dataset:
         has_header = any(not _is_number(cell) for cell in first.split(","))
         values = np.loadtxt(path, delimiter=",", skiprows=int(has_header), ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"data {path}: every line must hold the same count of numbers: {error}") from error
+        raise ValueError(
+            f"data {path}: every line must hold the same count of numbers: {error}"
+        ) from error
     if values.size == 0:
         raise ValueError(f"data {path}: expected at least one line of numbers, got none")
     if not np.isfinite(values).all():

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ctd_engine import _checks, schedules
-from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
 from ctd_engine.logsnr_distributions import Uniform, logistic_from_data
+from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
 from ctd_engine.schedules import Schedule
 from ctd_engine.training.checkpoint import (
     build_model,
@@ -202,9 +202,7 @@ class Trainer:
         save_checkpoint(path, tensors, self.description())
 
     @classmethod
-    def resume(
-        cls, path: str | Path, data: Dataset, device: torch.device | str = "cpu"
-    ) -> Trainer:
+    def resume(cls, path: str | Path, data: Dataset, device: torch.device | str = "cpu") -> Trainer:
         """The run of a checkpoint, exactly where it was: it ends as if never interrupted.
 
         Raises:

@@ -1,0 +1,66 @@
+"""ctd-engine info"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+
+import click
+import torch
+
+import ctd_engine
+from ctd_engine import _ext
+from ctd_engine.cli._common import emit, json_option, one_line_errors
+
+__all__ = ["info"]
+
+
+def _backends() -> dict[str, str | None]:
+    """Each back-end with the reason why it is not active; None when it is."""
+    triton = None
+    if importlib.util.find_spec("triton") is None:
+        triton = "the package triton is not installed: pip install 'ctd_engine[triton]' on Linux"
+    else:
+        triton = "installed, but this version has no Triton kernels yet; the reference runs"
+    cuda = None
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        cuda = "torch is built without CUDA" if built is None else "torch finds no CUDA device"
+    return {
+        "reference (PyTorch)": None,
+        "window scheduler in C++": _ext.unavailable_reason(),
+        "window scheduler in Python": None,
+        "triton": triton,
+        "cuda": cuda,
+    }
+
+
+@click.command()
+@json_option
+@one_line_errors
+def info(as_json: bool) -> None:
+    """Tell versions, which back-ends are active and why others are not."""
+    packages = ("torch", "numpy", "triton", "pybind11", "safetensors", "matplotlib", "scikit-learn")
+    versions: dict[str, str | None] = {"ctd_engine": ctd_engine.__version__}
+    versions["python"] = platform.python_version()
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    backends = _backends()
+    lines = [f"{name:<14}{version or 'not installed'}" for name, version in versions.items()]
+    lines.append("")
+    lines += [
+        f"{name:<28}{'active' if reason is None else f'off: {reason}'}"
+        for name, reason in backends.items()
+    ]
+    values = {
+        "versions": versions,
+        "backends": {
+            name: {"active": reason is None, "reason": reason} for name, reason in backends.items()
+        },
+        "threads": torch.get_num_threads(),
+    }
+    emit(values, "\n".join(lines), as_json)
