@@ -7,6 +7,7 @@ they are compared as means of 25 seeds where a run is short.
 from __future__ import annotations
 
 import pytest
+
 from digits_problem import CASES, mean_cost
 
 NAMES = [case.name for case in CASES]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from gaussian_problem import SIGMA_DATA, ExactModel, GaussianProblem, wide_schedule
 from torch import Tensor
 
 from ctd_engine import schedules
 from ctd_engine.likelihood import NoiseClassifier, bits_per_dimension, log_likelihood
 from ctd_engine.logsnr_distributions import TruncatedLogistic
+from gaussian_problem import SIGMA_DATA, ExactModel, GaussianProblem, wide_schedule
 
 ALPHA = TruncatedLogistic(0.5, 2.0, clip=10.0)
 

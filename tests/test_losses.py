@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from gaussian_problem import SIGMA_DATA, ExactModel, GaussianProblem, wide_schedule
 from torch import Tensor, nn
 
 from ctd_engine import schedules
 from ctd_engine._contrast import Contrast, noise_share, noised_logsnr
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic, Uniform
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
+from gaussian_problem import SIGMA_DATA, ExactModel, GaussianProblem, wide_schedule
 
 ALPHA = TruncatedLogistic(0.5, 2.0, clip=10.0)
 SCHEDULES: dict[str, Callable[[], schedules.Schedule]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import IDS, PROBLEMS, SHAPE, mixture, table_of
 
 from ctd_engine import ParallelSampler, SequentialSampler, StopReason
+from small_problems import IDS, PROBLEMS, SHAPE, mixture, table_of
 
 NUM_STEPS = 12
 NUM_SAMPLES = 3

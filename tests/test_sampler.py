@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_problems import PROBLEMS, SHAPE, mixture, table_of
 
 from ctd_engine import ParallelSampler, SequentialSampler, StopReason, schedules
+from small_problems import PROBLEMS, SHAPE, mixture, table_of
 
 TABLE = table_of(PROBLEMS[0], 40)
 OPTIONS = dict(shape=SHAPE, solver=TABLE, dtype=torch.float64)

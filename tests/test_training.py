@@ -186,7 +186,7 @@ def test_images(tmp_path):
     with pytest.raises(ValueError, match="all images must have one size"):
         load_data(str(tmp_path))
     (tmp_path / "9.png").write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="9.png: not a readable image"):
+    with pytest.raises(ValueError, match=r"9\.png: not a readable image"):
         load_data(str(tmp_path))
 
 

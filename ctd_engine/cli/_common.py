@@ -1,18 +1,15 @@
-"""What every command shares: one-line errors, JSON output, safe writing."""
+"""What every command shares: one-line errors, JSON output."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["emit", "json_option", "one_line_errors", "write_whole"]
+__all__ = ["emit", "json_option", "one_line_errors"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,18 +33,3 @@ def one_line_errors(function: Function) -> Function:
 def emit(values: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the text, or the values as JSON."""
     click.echo(json.dumps(values) if as_json else text)
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix
-    )
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ctd_engine import plots
-from ctd_engine.cli._common import emit, json_option, one_line_errors, write_whole
+from ctd_engine._files import write_whole
+from ctd_engine.cli._common import emit, json_option, one_line_errors
 from ctd_engine.result import SampleResult, StopReason
 from ctd_engine.sampler import ParallelSampler, SequentialSampler
 from ctd_engine.training.checkpoint import Checkpoint, load_checkpoint
@@ -63,6 +64,8 @@ def sample(
     """Sample CHECKPOINT and write the samples with their statistics."""
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out must end in .png or .npy, got {out}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} is not there; make it first")
     trained = load_checkpoint(checkpoint)
     is_image = len(trained.shape) == 3
     cond, null_cond = _conditioning(trained, num_samples, label, guidance)

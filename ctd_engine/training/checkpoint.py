@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 import ctd_engine
 from ctd_engine import schedules
+from ctd_engine._files import write_whole
 from ctd_engine.schedules import Schedule
 from ctd_engine.training.mlp import PointMLP
 from ctd_engine.training.unet import SmallUNet
@@ -57,19 +56,9 @@ def save_checkpoint(
     The file is written beside its place and moved there when it is complete, so that a crash
     leaves the old one.
     """
-    path = Path(path)
     text = json.dumps({**config, "format": FORMAT, "version": ctd_engine.__version__})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={KEY: text})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_whole(Path(path), lambda file: save_file(contiguous, file, metadata={KEY: text}))
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
