@@ -76,10 +76,15 @@ class Schedule:
                 f"logsnrs and times must have one length >= 1, got {len(self.logsnrs)} and "
                 f"{len(self.times)}"
             )
-        if bool(torch.isnan(self.logsnrs).any()) or not bool((self.logsnrs.diff() < 0).all()):
+        if not bool((self.logsnrs.diff() < 0).all()) or bool(torch.isnan(self.logsnrs).any()):
             raise ValueError(
                 "logsnrs must decrease strictly: every index must be noisier than the one before; "
                 "a schedule with repeated noise levels has steps of length zero"
+            )
+        if not bool(torch.isfinite(self.logsnrs[0])):
+            raise ValueError(
+                "logsnrs must be finite at index 0, the least noise: only the noisiest level may "
+                "be pure noise (alpha = 0), and none may be free of noise"
             )
 
     @property
@@ -182,13 +187,26 @@ def _betas_schedule(name: str, betas: Tensor, arguments: dict[str, Any]) -> Sche
     return _from_alphas_cumprod(name, torch.cumprod(1.0 - betas, 0), arguments)
 
 
+def _beta_arguments(num_train_steps: int, beta_start: float, beta_end: float) -> dict[str, Any]:
+    # plain numbers, so that a checkpoint can write them as JSON
+    return dict(
+        num_train_steps=_checks.require_int("num_train_steps", num_train_steps, minimum=1),
+        beta_start=_checks.require_float("beta_start", beta_start, above=0.0),
+        beta_end=_checks.require_float("beta_end", beta_end, above=0.0),
+    )
+
+
 def linear_beta(
     num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Schedule:
     """Linear betas of DDPM (Ho et al. 2020, arXiv 2006.11239, section 4)."""
-    num_train_steps = _checks.require_int("num_train_steps", num_train_steps, minimum=1)
-    arguments = dict(num_train_steps=num_train_steps, beta_start=beta_start, beta_end=beta_end)
-    betas = torch.linspace(beta_start, beta_end, num_train_steps, dtype=torch.float64)
+    arguments = _beta_arguments(num_train_steps, beta_start, beta_end)
+    betas = torch.linspace(
+        arguments["beta_start"],
+        arguments["beta_end"],
+        arguments["num_train_steps"],
+        dtype=torch.float64,
+    )
     return _betas_schedule("linear_beta", betas, arguments)
 
 
@@ -196,17 +214,21 @@ def scaled_linear_beta(
     num_train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> Schedule:
     """Betas linear in their square root, of latent diffusion (Rombach et al. 2022)."""
-    num_train_steps = _checks.require_int("num_train_steps", num_train_steps, minimum=1)
-    arguments = dict(num_train_steps=num_train_steps, beta_start=beta_start, beta_end=beta_end)
-    _checks.require_float("beta_start", beta_start, above=0.0)
-    _checks.require_float("beta_end", beta_end, above=0.0)
-    roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=torch.float64)
+    arguments = _beta_arguments(num_train_steps, beta_start, beta_end)
+    roots = torch.linspace(
+        arguments["beta_start"] ** 0.5,
+        arguments["beta_end"] ** 0.5,
+        arguments["num_train_steps"],
+        dtype=torch.float64,
+    )
     return _betas_schedule("scaled_linear_beta", roots.square(), arguments)
 
 
 def cosine(num_train_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """Cosine schedule (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
     num_train_steps = _checks.require_int("num_train_steps", num_train_steps, minimum=1)
+    s = _checks.require_float("s", s, minimum=0.0)
+    max_beta = _checks.require_float("max_beta", max_beta, above=0.0)
     arguments = dict(num_train_steps=num_train_steps, s=s, max_beta=max_beta)
     t = torch.arange(num_train_steps + 1, dtype=torch.float64) / num_train_steps
     f = torch.cos((t + s) / (1.0 + s) * math.pi / 2.0).square()
@@ -217,9 +239,15 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> Schedule:
     """A "vp" schedule from alpha² [M] of a trained model; 0 at the end is zero terminal SNR.
 
     Raises:
-        ValueError: not in [0, 1), or not strictly decreasing.
+        ValueError: not in [0, 1), not strictly decreasing, or nothing but 0.
     """
-    values = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64)
+    try:
+        # a list, as a checkpoint keeps it, must not pass through float32
+        values = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"alphas_cumprod must be a tensor [M], got {type(alphas_cumprod).__name__}"
+        ) from error
     if values.dim() != 1 or len(values) < 1:
         raise ValueError(f"alphas_cumprod must have shape [M], got {tuple(values.shape)}")
     if not bool(((values >= 0) & (values < 1)).all()):
@@ -241,16 +269,17 @@ def _karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: floa
 
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
     """Variance-exploding schedule of EDM (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
-    _checks.require_float("sigma_min", sigma_min, above=0.0)
-    _checks.require_float("sigma_max", sigma_max, above=sigma_min)
-    _checks.require_float("rho", rho, above=0.0)
+    sigma_min = _checks.require_float("sigma_min", sigma_min, above=0.0)
+    sigma_max = _checks.require_float("sigma_max", sigma_max, above=sigma_min)
+    rho = _checks.require_float("rho", rho, above=0.0)
     arguments = dict(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     sigmas = _karras_sigmas(1000, **arguments).flip(0)
     return Schedule("karras", "ve", -2.0 * torch.log(sigmas), sigmas, arguments)
 
 
 def _shifted(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1.0 + (shift - 1.0) * t)
+    # shift t / (1 + (shift - 1) t), in the form that gives t = 1 exactly 1 for any shift
+    return shift * t / (shift * t + (1.0 - t))
 
 
 def flow(shift: float = 1.0) -> Schedule:
@@ -258,7 +287,7 @@ def flow(shift: float = 1.0) -> Schedule:
 
     Liu et al. 2022 (arXiv 2209.03003); the shift is eq. 23 of Esser et al. 2024 (2403.03206).
     """
-    _checks.require_float("shift", shift, above=0.0)
+    shift = _checks.require_float("shift", shift, above=0.0)
     t = _shifted(torch.arange(1, 1001, dtype=torch.float64) / 1000, shift)
     return Schedule("flow", "flow", 2.0 * (torch.log1p(-t) - torch.log(t)), t, {"shift": shift})
 

@@ -1,4 +1,4 @@
-"""The window scheduler: windows, fairness, endings, refusals; and both implementations alike."""
+"""The window scheduler, C++ and Python: windows, fairness, endings and refusals."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ctd_engine import _ext
 from ctd_engine.scheduling import make_scheduler
 from ctd_engine.scheduling.plan import CANCELLED, CONVERGED, DIVERGED, MAX_ROUNDS, RoundPlan
-from ctd_engine.scheduling.python import share_rows
+from ctd_engine.scheduling.python import PyWindowScheduler, share_rows
 
 FIELDS = tuple(RoundPlan.__dataclass_fields__)
 # with CTD_REQUIRE_EXT=1 a missing extension fails the tests instead of skipping them
@@ -22,6 +21,9 @@ NEEDS_EXTENSION = pytest.mark.skipif(
     reason=f"the extension is not built: {_ext.unavailable_reason()}",
 )
 BACKENDS = [pytest.param("cpp", marks=NEEDS_EXTENSION), "python"]
+# the same examples on every machine
+REPEATABLE = settings(deadline=None, derandomize=True, database=None)
+INT64 = np.iinfo(np.int64)
 
 DEFAULTS = dict(
     num_samples=3,
@@ -45,17 +47,96 @@ def step(scheduler, accepted, finite=None):
     return scheduler.step(np.minimum(np.array(accepted), lengths), finite)
 
 
+def state(scheduler):
+    counters = ("round", "num_active", "num_waiting", "num_finished")
+    return tuple(getattr(scheduler, name) for name in counters)
+
+
+def assert_fair(given_rows, wanted, max_rows, turn):
+    """Max-min fairness, from its definition, with the level found by trying every one."""
+    levels = range(max(wanted) + 1)
+    level = max(k for k in levels if sum(min(want, k) for want in wanted) <= max_rows)
+    pairs = list(zip(given_rows, wanted, strict=True))
+    assert sum(given_rows) == min(sum(wanted), max_rows)
+    assert all(min(want, level) <= got <= min(want, level + 1) for got, want in pairs)
+    # nobody who wanted more has two rows fewer than another
+    hungry = [got for got, want in pairs if got < want]
+    assert not hungry or max(given_rows) <= min(hungry) + 1
+    # the remainder went to the first ones that wanted more, from the entry whose turn it is
+    order = [(turn + i) % len(wanted) for i in range(len(wanted))]
+    order = [entry for entry in order if wanted[entry] > level]
+    extra = max_rows - sum(min(want, level) for want in wanted) if order else 0
+    assert {e for e in order if given_rows[e] > level} == set(order[:extra])
+
+
+@REPEATABLE
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 300), st.integers(0, 50)
 )
 def test_rows_are_shared_fairly(wanted, spare, turn):
     max_rows = len(wanted) + spare
-    given_rows = share_rows(wanted, max_rows, turn)
-    assert sum(given_rows) == min(sum(wanted), max_rows)
-    assert all(1 <= g <= w for g, w in zip(given_rows, wanted, strict=True))
-    # who got less than it wanted has no neighbour with two rows more
-    hungry = [g for g, w in zip(given_rows, wanted, strict=True) if g < w]
-    assert not hungry or max(given_rows) <= min(hungry) + 1
+    assert_fair(share_rows(wanted, max_rows, turn), wanted, max_rows, turn)
+
+
+def random_history(scheduler, seed):
+    """Every plan of a run with random advances and divergences, and every ending."""
+    rng = np.random.default_rng(seed)
+    plans, ends = [], []
+    while (plan := scheduler.plan()) is not None:
+        finite = np.where(rng.random(len(plan.length)) < 0.9, plan.length, 0)
+        accepted = rng.integers(1, np.maximum(finite, 1), endpoint=True)
+        plans.append(plan)
+        ends += scheduler.step(accepted, finite)
+    return plans, ends
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@REPEATABLE
+@given(
+    num_samples=st.integers(1, 12),
+    num_nodes=st.integers(1, 40),
+    window_size=st.integers(1, 50),
+    num_slots=st.integers(1, 12),
+    first_length=st.integers(1, 50),
+    spare=st.integers(0, 60),
+    seed=st.integers(0, 999),
+)
+def test_every_round_is_fair_and_lists_its_rows(backend, spare, seed, **sizes):
+    max_rows = sizes["num_slots"] + spare
+    scheduler = make(backend, **sizes, max_rows=max_rows, max_rounds=1000)
+    plans, ends = random_history(scheduler, seed)
+    seen = set()
+    for turn, plan in enumerate(plans):
+        wanted = []
+        for sample, start in zip(plan.sample.tolist(), plan.start.tolist(), strict=True):
+            whole = min(sizes["window_size"], sizes["num_nodes"] - start)
+            wanted.append(whole if sample in seen else min(sizes["first_length"], whole))
+            seen.add(sample)
+        assert_fair(plan.length.tolist(), wanted, max_rows, turn)
+        rows = [
+            (plan.slot[a], plan.sample[a], plan.start[a] + offset, a, offset)
+            for a in range(len(plan.slot))
+            for offset in range(plan.length[a])
+        ]
+        columns = (plan.row_slot, plan.row_sample, plan.row_node, plan.row_entry, plan.row_offset)
+        assert list(zip(*columns, strict=True)) == rows
+        assert (np.diff(plan.slot) > 0).all()
+        assert (plan.start + plan.length <= sizes["num_nodes"]).all()
+        assert ((plan.start <= plan.known) & (plan.known <= plan.start + plan.length)).all()
+    assert sorted(end.sample for end in ends) == list(range(sizes["num_samples"]))
+    assert sum(end.evaluations for end in ends) == sum(len(plan.row_slot) for plan in plans)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_deterministic(backend):
+    sizes = dict(num_samples=9, num_nodes=30, window_size=7, max_rows=17, num_slots=4)
+    (plans, ends), (again, ends_again) = (
+        random_history(make(backend, **sizes, max_rounds=12), seed=3) for _ in range(2)
+    )
+    assert ends == ends_again
+    for plan, other in zip(plans, again, strict=True):
+        for name in FIELDS:
+            np.testing.assert_array_equal(getattr(plan, name), getattr(other, name))
 
 
 def test_the_remainder_goes_round():
@@ -65,6 +146,14 @@ def test_the_remainder_goes_round():
         [2, 2, 3],
         [3, 2, 2],
     ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_turn_moves_every_round(backend):
+    scheduler = make(backend, num_nodes=50, max_rows=7)
+    for length in ([3, 2, 2], [2, 3, 2], [2, 2, 3], [3, 2, 2]):
+        assert scheduler.plan().length.tolist() == length
+        step(scheduler, [1, 1, 1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,7 +172,9 @@ def test_rows_list_the_windows(backend):
     assert plan.row_entry.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert plan.row_offset.tolist() == [0, 1, 2, 3] * 3
     assert plan.row_sample.tolist() == plan.row_slot.tolist() == plan.row_entry.tolist()
+    # planned once: asking again changes nothing
     assert scheduler.plan() is plan
+    assert state(scheduler) == (1, 3, 0, 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,12 +224,34 @@ def test_first_length(backend):
 def test_endings(backend):
     scheduler = make(backend, max_rounds=2)
     (diverged,) = step(scheduler, [1, 9, 4], [1, 0, 4])
-    assert (diverged.sample, diverged.reason, diverged.start) == (1, DIVERGED, 0)
+    assert diverged == (1, 1, DIVERGED, 1, 4, 0, 0)
+    # the others move as if nothing had happened
+    assert scheduler.plan().start.tolist() == [1, 4]
     assert scheduler.plan().known.tolist() == [1, 4]
     ended = step(scheduler, [1, 1])
-    assert [end.reason for end in ended] == [MAX_ROUNDS, MAX_ROUNDS]
+    assert ended == [(0, 0, MAX_ROUNDS, 2, 8, 2, 5), (2, 2, MAX_ROUNDS, 2, 8, 5, 8)]
     assert scheduler.plan() is None
     assert scheduler.num_finished == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_round_may_still_converge(backend):
+    scheduler = make(backend, num_samples=1, window_size=10, first_length=10, max_rounds=1)
+    assert [end.reason for end in step(scheduler, [10])] == [CONVERGED]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("accepted", [0, -1, INT64.min, INT64.max])
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_what_a_diverged_sample_accepted_is_ignored(backend, accepted, lockstep):
+    scheduler = make(backend, lockstep=lockstep)
+    scheduler.plan()
+    ends = scheduler.step(np.array([accepted, 2, 2]), np.array([0, 4, 4]))
+    assert [(end.sample, end.reason) for end in ends] == [(0, DIVERGED)]
+    assert scheduler.plan().start.tolist() == [2, 2]
+    ends = scheduler.step(np.array([accepted] * 2), np.array([0, 0]))
+    assert [end.reason for end in ends] == [DIVERGED, DIVERGED]
+    assert scheduler.plan() is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,16 +273,20 @@ def test_cancel(backend):
     assert [end.sample for end in ends] == [0, 1, 2, 3, 4]
     assert [end.slot for end in ends] == [0, 1, -1, -1, -1]
     assert {end.reason for end in ends} == {CANCELLED}
+    assert state(scheduler) == (1, 0, 0, 5)
     assert scheduler.plan() is None
     assert scheduler.cancel() == []
+    with pytest.raises(ValueError, match=r"call plan\(\) first"):
+        scheduler.step(np.array([1, 1]), np.array([4, 4]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_at_most_as_many_rounds_as_nodes(backend):
     scheduler = make(backend)
     while scheduler.plan() is not None:
-        step(scheduler, [1, 1, 1])
+        ends = step(scheduler, [1, 1, 1])
     assert scheduler.round == 10
+    assert [end.reason for end in ends] == [CONVERGED] * 3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -182,6 +299,10 @@ def test_at_most_as_many_rounds_as_nodes(backend):
         ([1, 1, 1], [4, 4, -1], r"finite\[2\] must be in \[0, 4\], got -1"),
         ([0, 1, 1], [4, 4, 4], r"accepted\[0\] must be in \[1, finite = 4\], got 0"),
         ([1, 3, 1], [4, 2, 4], r"accepted\[1\] must be in \[1, finite = 2\], got 3"),
+        ([1, 1, INT64.min], [4, 4, 4], r"accepted\[2\] must be in \[1, finite = 4\], got -9"),
+        ([[1, 1, 1]], [4, 4, 4], r"accepted .* shape \(3,\), got \(1, 3\)"),
+        ([1.0, 1.0, 1.5], [4, 4, 4], "accepted must hold signed integers, got float64"),
+        ([1, 1, 1], [4, 4, np.nan], "finite must hold signed integers, got float64"),
     ],
 )
 def test_step_rejects_and_nothing_moves(backend, accepted, finite, match):
@@ -191,8 +312,15 @@ def test_step_rejects_and_nothing_moves(backend, accepted, finite, match):
     before = scheduler.plan()
     with pytest.raises(ValueError, match=match):
         scheduler.step(np.array(accepted), np.array(finite))
-    assert scheduler.round == 0
+    assert state(scheduler) == (0, 3, 0, 0)
     assert scheduler.plan() is before
+    # what comes next is what would have come without the refusal
+    untouched = make(backend)
+    assert step(scheduler, [1, 2, 4]) == step(untouched, [1, 2, 4])
+    for name in FIELDS:
+        np.testing.assert_array_equal(
+            getattr(scheduler.plan(), name), getattr(untouched.plan(), name)
+        )
 
 
 @pytest.mark.parametrize(
@@ -211,123 +339,39 @@ def test_rejects(changes, match):
         make_scheduler(**{**DEFAULTS, "backend": "python", **changes})
 
 
-def test_without_the_extension(monkeypatch):
+@pytest.fixture
+def no_extension(monkeypatch):
+    """As if the extension were not built, in a process that has not warned yet."""
     monkeypatch.setattr(_ext, "_import", lambda: (None, "no such file"))
     monkeypatch.delenv("CTD_REQUIRE_EXT", raising=False)
     _ext._warn_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"no such file\. Install a C\+\+ compiler"):
-        make(None)
-    make(None)  # a second warning would be an error here
+    yield
+    _ext._warn_once.cache_clear()
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_without_the_extension_python_serves_with_one_warning():
+    with pytest.warns(RuntimeWarning, match=r"no such file\. Install a C\+\+ compiler") as caught:
+        schedulers = [make(None), make(None)]
+    assert len(caught) == 1
+    assert {type(scheduler) for scheduler in schedulers} == {PyWindowScheduler}
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_without_the_extension_cpp_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match=r"ctd_engine\._C cannot be loaded: no such file"):
         make("cpp")
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_a_required_extension_is_never_replaced(monkeypatch):
     monkeypatch.setenv("CTD_REQUIRE_EXT", "1")
-    with pytest.raises(RuntimeError, match="cannot be loaded"):
+    with pytest.raises(RuntimeError, match=r"cannot be loaded: no such file.*CTD_BUILD_EXT=1"):
         make(None)
+    # who names the Python scheduler gets it
+    assert type(make("python")) is PyWindowScheduler
 
 
-class Twins(RuleBasedStateMachine):
-    """C++ and Python side by side through random histories: decision for decision."""
-
-    @initialize(data=st.data())
-    def begin(self, data):
-        draw = data.draw
-        self.num_samples = draw(st.integers(1, 6))
-        self.num_nodes = draw(st.integers(1, 30))
-        window_size = draw(st.integers(1, 40))
-        num_slots = draw(st.integers(1, 6))
-        lockstep = draw(st.booleans())
-        if lockstep:
-            num_slots = self.num_samples
-            self.max_rows = self.num_samples * window_size + draw(st.integers(0, 5))
-        else:
-            self.max_rows = num_slots + draw(st.integers(0, 60))
-        sizes = dict(
-            num_samples=self.num_samples,
-            num_nodes=self.num_nodes,
-            window_size=window_size,
-            max_rows=self.max_rows,
-            num_slots=num_slots,
-            first_length=draw(st.sampled_from([1, window_size])),
-            max_rounds=draw(st.integers(1, 40)),
-            lockstep=lockstep,
-        )
-        self.twins = [make_scheduler(**sizes, backend=backend) for backend in ("cpp", "python")]
-        self.ends = []
-
-    def plans(self):
-        cpp, python = (twin.plan() for twin in self.twins)
-        assert (cpp is None) == (python is None)
-        if cpp is not None:
-            for name in FIELDS:
-                np.testing.assert_array_equal(getattr(cpp, name), getattr(python, name))
-        return cpp
-
-    @rule(data=st.data())
-    def play(self, data):
-        """Up to ten rounds of random advances, with points that are not finite now and then."""
-        for _ in range(data.draw(st.integers(1, 10))):
-            plan = self.plans()
-            if plan is None:
-                return
-            pairs = []
-            for length in plan.length.tolist():
-                all_finite = data.draw(st.integers(0, 4)) > 0
-                finite = length if all_finite else data.draw(st.integers(0, length))
-                pairs.append((data.draw(st.integers(1, max(1, finite))), finite))
-            accepted, finite = np.array(pairs).T
-            cpp, python = (twin.step(accepted, finite) for twin in self.twins)
-            assert cpp == python
-            self.ends += cpp
-
-    @precondition(lambda self: self.twins[0].num_active > 0)
-    @rule(which=st.sampled_from(["accepted", "finite", "size"]), by=st.integers(1, 100))
-    def refuse(self, which, by):
-        plan = self.plans()
-        accepted, finite = np.ones_like(plan.length), plan.length.copy()
-        if which == "size":
-            accepted = np.ones(len(accepted) + by, dtype=np.int64)
-        elif which == "accepted":
-            accepted[-1] = finite[-1] + by
-        else:
-            finite[-1] += by
-        said = []
-        for twin in self.twins:
-            with pytest.raises(ValueError) as error:  # noqa: PT011 (compared below)
-                twin.step(accepted, finite)
-            said.append(str(error.value))
-        assert said[0] == said[1]
-
-    @rule(really=st.integers(0, 9))
-    def cancel(self, really):
-        if really == 0:
-            cpp, python = (twin.cancel() for twin in self.twins)
-            assert cpp == python
-            self.ends += cpp
-
-    @invariant()
-    def counters_agree_and_nothing_is_lost(self):
-        if not hasattr(self, "twins"):
-            return
-        for name in ("round", "num_active", "num_waiting", "num_finished"):
-            assert getattr(self.twins[0], name) == getattr(self.twins[1], name)
-        plan = self.plans()
-        twin = self.twins[0]
-        assert twin.num_active + twin.num_waiting + twin.num_finished == self.num_samples
-        samples = [end.sample for end in self.ends]
-        assert len(samples) == len(set(samples)) == twin.num_finished
-        if plan is not None:
-            assert plan.length.min() >= 1
-            assert plan.length.sum() <= self.max_rows
-            assert (plan.start + plan.length).max() <= self.num_nodes
-            assert ((plan.start <= plan.known) & (plan.known <= plan.start + plan.length)).all()
-
-
-TestTwins = NEEDS_EXTENSION(Twins.TestCase)
-Twins.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=20,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@NEEDS_EXTENSION
+def test_the_extension_is_the_default():
+    assert type(make(None)) is type(make("cpp")) is not PyWindowScheduler

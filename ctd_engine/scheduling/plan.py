@@ -86,10 +86,13 @@ class Scheduler(Protocol):
 
 
 def require_sizes(accepted: IntArray, finite: IntArray, num_active: int) -> None:
-    """Raise ValueError unless both hold one entry per active sample."""
+    """Raise ValueError unless both hold one integer per active sample."""
     for name, values in (("accepted", accepted), ("finite", finite)):
         if np.shape(values) != (num_active,):
             raise ValueError(
                 f"{name} must have one entry per active sample, shape ({num_active},), "
                 f"got {np.shape(values)}"
             )
+        dtype = np.asarray(values).dtype
+        if dtype.kind != "i":
+            raise ValueError(f"{name} must hold signed integers, got {dtype}")

@@ -1,0 +1,50 @@
+"""Decisions per second of the window scheduler, C++ and Python.
+
+pytest benchmarks/test_scheduler.py --benchmark-only
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from ctd_engine import _ext
+from ctd_engine.scheduling import make_scheduler
+
+NUM_SAMPLES, NUM_NODES = 1000, 1000
+NUM_ROUNDS = 10
+
+
+@pytest.mark.parametrize("backend", ["cpp", "python"])
+@pytest.mark.parametrize("window_size", [16, 64])
+def test_decisions_per_second(benchmark, backend, window_size):
+    """A decision is one window of one round: what to evaluate, and where it goes next."""
+    if backend == "cpp" and _ext.unavailable_reason() is not None:
+        pytest.skip(f"the extension is not built: {_ext.unavailable_reason()}")
+
+    def set_up():
+        scheduler = make_scheduler(
+            num_samples=NUM_SAMPLES,
+            num_nodes=NUM_NODES,
+            window_size=window_size,
+            # three quarters of what is wanted, so that rows are shared
+            max_rows=NUM_SAMPLES * window_size * 3 // 4,
+            num_slots=NUM_SAMPLES,
+            first_length=window_size,
+            max_rounds=NUM_NODES,
+            backend=backend,
+        )
+        return (scheduler,), {}
+
+    def play(scheduler):
+        for _ in range(NUM_ROUNDS):
+            plan = scheduler.plan()
+            # every window has at least half its rows here, so all advances are in range
+            accepted = 1 + plan.sample % (window_size // 2)
+            assert scheduler.step(accepted, plan.length) == []
+        return scheduler
+
+    scheduler = benchmark.pedantic(play, setup=set_up, rounds=10, warmup_rounds=1)
+    assert scheduler.round == NUM_ROUNDS
+    if benchmark.stats is not None:
+        decisions = NUM_SAMPLES * NUM_ROUNDS
+        benchmark.extra_info["decisions_per_s"] = decisions / benchmark.stats.stats.median
