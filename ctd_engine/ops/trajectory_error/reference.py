@@ -14,9 +14,9 @@ def trajectory_error_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """accepted, finite [A]: see `trajectory_error`. NaN compares false, so it never converges."""
     inside = torch.arange(errors.shape[1], device=errors.device) < length[:, None]
-    converged = (errors <= threshold) & inside
+    num_converged = (errors <= threshold).cumprod(1).sum(1)
+    # this mask ends both counts at the window's length, since accepted is at most num_finite
     is_finite = torch.isfinite(errors) & inside
-    num_converged = converged.cumprod(1).sum(1)
     num_finite = is_finite.cumprod(1).sum(1)
     accepted = torch.minimum(num_converged + 1, num_finite).clamp(min=1)
     return accepted, num_finite
