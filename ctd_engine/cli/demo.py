@@ -52,7 +52,7 @@ def _table(report: DemoReport) -> str:
     ]
     if parallel.wall_time_s >= sequential.wall_time_s:
         lines.append(
-            "The wall time is not shorter: on this machine a batch of rows costs about as much as its "
+            "The wall time is not shorter: here a batch of rows costs about as much as its "
             "rows one after another, so fewer rounds save nothing. They pay where a larger batch "
             "is nearly free, on a GPU with rows to spare."
         )
