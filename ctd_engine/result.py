@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["RoundRecord", "SampleResult", "SampleStats", "StopReason"]
+__all__ = ["Callback", "RoundProgress", "RoundRecord", "SampleResult", "SampleStats", "StopReason"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -23,6 +24,19 @@ class StopReason(enum.Enum):
     CANCELLED = (
         "cancelled by the callback; the sample is the best estimate of x0 so far, NaN if not begun"
     )
+
+
+@dataclass(frozen=True)
+class RoundProgress:
+    """What a callback is told after every round (every step of the sequential sampler)."""
+
+    round: int
+    evaluations: int
+    num_finished: int
+    num_samples: int
+
+
+Callback = Callable[[RoundProgress], "bool | None"]
 
 
 @dataclass(frozen=True)

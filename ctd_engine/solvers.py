@@ -3,21 +3,21 @@
 Letters: alpha_t, sigma_t at the node that a step leaves and alpha_s, sigma_s at the one it reaches;
 sigma/alpha is the noise level of the "variance exploding" coordinate x / alpha, in which the
 probability flow has the simplest form; h = lambda_s - lambda_t with lambda = log(alpha / sigma).
-`_fold` then writes the recurrence in the model's raw output.
+`fold` then writes the recurrence in the model's raw output.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ctd_engine import _checks
+from ctd_engine._fold import ModelOptions, ends, fold, posterior_std
 from ctd_engine._table import SolverTable
-from ctd_engine.parametrization import check_prediction, data_coefficients, model_time
 from ctd_engine.schedules import Grid, Schedule
 
 if TYPE_CHECKING:
@@ -40,98 +40,15 @@ __all__ = [
 ]
 
 
-class ModelOptions(TypedDict, total=False):
-    """What every solver is told about the model.
-
-    prediction: what it returns: "epsilon" (default), "x0", "v", "flow" or "edm".
-    time: its time input: None (the schedule's own; c_noise for "edm"), "timestep", "logsnr",
-        "sigma" (= sigma / alpha), "c_noise" (= log(sigma / alpha) / 4) or "flow".
-    clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None (default) does not.
-    sigma_data: standard deviation of the data, for "edm" (default 0.5).
-    """
-
-    prediction: str
-    time: str | None
-    clip_x0: float | None
-    sigma_data: float
-
-
-def _ends(grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
-
-
-def posterior_std(grid: Grid) -> Tensor:
-    """Standard deviation [N] of q(x_s | x_t, x0), DDPM (arXiv 2006.11239) eq. 7 for any alpha.
-
-    sigma_s² / sigma_t² (sigma_t² - (alpha_t / alpha_s)² sigma_s²), 0 at the last step.
-    """
-    alpha_t, sigma_t, alpha_s, sigma_s = _ends(grid)
-    ratio = alpha_t / alpha_s
-    kept = (sigma_t.square() - (ratio * sigma_s).square()).clamp(min=0.0)
-    return sigma_s / sigma_t * kept.sqrt()
-
-
-def _fold(
-    name: str,
-    schedule: Schedule,
-    num_steps: int,
-    grid: Grid,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    *,
-    error_scale: Tensor | None = None,
-    prediction: str = "epsilon",
-    time: str | None = None,
-    clip_x0: float | None = None,
-    sigma_data: float = 0.5,
-) -> SolverTable:
-    """Write a recurrence in x0, with a, b [N, K] and c [N], in the model's raw output."""
-    check_prediction(prediction, schedule)
-    p, q, input_scale = data_coefficients(prediction, grid.alpha[:-1], grid.sigma[:-1], sigma_data)
-    if time is None and prediction != "edm":
-        times = grid.time
-    else:
-        times = model_time(time, schedule, prediction, grid.logsnr[:-1])
-    raw_a, raw_b = a.clone(), torch.zeros_like(b)
-    for k in range(min(a.shape[1], len(p))):
-        raw_a[k:, k] += b[k:, k] * p[: len(p) - k]
-        raw_b[k:, k] = b[k:, k] * q[: len(q) - k]
-    if error_scale is None:
-        error_scale = torch.cat([posterior_std(grid), torch.zeros(1, dtype=torch.float64)])
-    return SolverTable(
-        name=name,
-        prediction=prediction,
-        num_steps=num_steps,
-        A=raw_a,
-        B=raw_b,
-        C=c,
-        P=p,
-        Q=q,
-        input_scale=input_scale,
-        model_time=times,
-        error_scale=error_scale,
-        # pure noise of the level of node 0; what is left of the data there is ignored, as usual
-        initial_scale=1.0 if schedule.kind == "vp" else float(grid.sigma[0]),
-        alpha=grid.alpha,
-        sigma=grid.sigma,
-        clip_x0=clip_x0,
-    )
-
-
 def _one_step(eps_scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     # x_s = alpha_s x0 + eps_scale eps + ..., with eps = (x_t - alpha_t x0) / sigma_t
-    alpha_t, sigma_t, alpha_s, _ = _ends(grid)
+    alpha_t, sigma_t, alpha_s, _ = ends(grid)
     a = eps_scale / sigma_t
     return a[:, None], (alpha_s - a * alpha_t)[:, None]
 
 
 def ddim(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    eta: float = 0.0,
-    **options: Unpack[ModelOptions],
+    schedule: Schedule, num_steps: int, *, eta: float = 0.0, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), for any schedule.
 
@@ -152,16 +69,7 @@ def ddim(
     grid = schedule.grid(num_steps)
     v = eta * posterior_std(grid)
     a, b = _one_step((grid.sigma[1:].square() - v.square()).clamp(min=0.0).sqrt(), grid)
-    return _fold(
-        "ddim",
-        schedule,
-        num_steps,
-        grid,
-        a,
-        b,
-        v,
-        **options,
-    )
+    return fold("ddim", schedule, num_steps, grid, a, b, v, **options)
 
 
 def ddpm(
@@ -194,11 +102,7 @@ def euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -
 
 
 def euler_ancestral(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    eta: float = 1.0,
-    **options: Unpack[ModelOptions],
+    schedule: Schedule, num_steps: int, *, eta: float = 1.0, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """Euler steps to a lower noise level, then noise up again (k-diffusion's ancestral Euler).
 
@@ -209,23 +113,10 @@ def euler_ancestral(
     grid = schedule.grid(num_steps)
     v = torch.minimum(eta * posterior_std(grid), grid.sigma[1:])
     a, b = _one_step((grid.sigma[1:].square() - v.square()).clamp(min=0.0).sqrt(), grid)
-    return _fold(
-        "euler_ancestral",
-        schedule,
-        num_steps,
-        grid,
-        a,
-        b,
-        v,
-        **options,
-    )
+    return fold("euler_ancestral", schedule, num_steps, grid, a, b, v, **options)
 
 
-def heun(
-    schedule: Schedule,
-    num_steps: int,
-    **options: Unpack[ModelOptions],
-) -> SolverTable:
+def heun(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -> SolverTable:
     """Heun's second-order method in x / alpha (Karras et al. 2022, arXiv 2206.00364, Alg. 1).
 
     Node 2i is the state of step i, node 2i + 1 its Euler prediction at the next level, from which
@@ -262,7 +153,7 @@ def heun(
     at_nodes = Grid(grid.alpha[ends], grid.sigma[ends], grid.logsnr[ends], grid.time[nodes])
     # both nodes of a step are judged by the step's own noise
     scale = torch.cat([posterior_std(grid)[stages], torch.zeros(1, dtype=torch.float64)])
-    return _fold(
+    return fold(
         "heun",
         schedule,
         num_steps,
@@ -281,7 +172,7 @@ def _multistep(grid: Grid, order: int, *, stochastic: bool) -> tuple[Tensor, Ten
     D = x0_i + (x0_i - x0_{i-1}) / (2 r_i), r_i = h_{i-1} / h_i; first order at the first step and
     at the last, where h is infinite.
     """
-    _, sigma_t, alpha_s, sigma_s = _ends(grid)
+    _, sigma_t, alpha_s, sigma_s = ends(grid)
     h = 0.5 * (grid.logsnr[1:] - grid.logsnr[:-1])  # +inf at the last step
     decay = torch.exp(-h)  # 0 at the last step
     if stochastic:
@@ -308,11 +199,7 @@ def _multistep(grid: Grid, order: int, *, stochastic: bool) -> tuple[Tensor, Ten
 
 
 def dpmpp_2m(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    order: int = 2,
-    **options: Unpack[ModelOptions],
+    schedule: Schedule, num_steps: int, *, order: int = 2, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2).
 
@@ -323,11 +210,7 @@ def dpmpp_2m(
 
 
 def dpmpp_sde(
-    schedule: Schedule,
-    num_steps: int,
-    *,
-    order: int = 2,
-    **options: Unpack[ModelOptions],
+    schedule: Schedule, num_steps: int, *, order: int = 2, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """SDE form of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 6).
 
@@ -349,23 +232,10 @@ def _dpmpp(
         raise ValueError(f"order must be 1 or 2, got {order}")
     grid = schedule.grid(num_steps)
     a, b, c = _multistep(grid, order, stochastic=stochastic)
-    return _fold(
-        name,
-        schedule,
-        num_steps,
-        grid,
-        a,
-        b,
-        c,
-        **options,
-    )
+    return fold(name, schedule, num_steps, grid, a, b, c, **options)
 
 
-def flow_euler(
-    schedule: Schedule,
-    num_steps: int,
-    **options: Unpack[ModelOptions],
-) -> SolverTable:
+def flow_euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -> SolverTable:
     """Euler's method for rectified flow, x_s = x_t + (s - t) v (Liu et al. 2022, 2209.03003).
 
     v = eps - x0 = (x_t - x0) / t on x_t = (1 - t) x0 + t eps. Arguments as `ddim`, without eta.
@@ -378,7 +248,7 @@ def flow_euler(
     options.setdefault("prediction", "flow")
     grid = schedule.grid(num_steps)
     a, b = _one_step(grid.sigma[1:], grid)
-    return _fold(
+    return fold(
         "flow_euler",
         schedule,
         num_steps,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctd_engine import ParallelSampler, SequentialSampler, StopReason
+from ctd_engine import ParallelSampler, SequentialSampler, StopReason, solvers
+from ctd_engine.parametrization import PREDICTIONS
 from small_problems import IDS, PROBLEMS, SHAPE, mixture, table_of
 
 NUM_STEPS = 12
@@ -30,6 +31,27 @@ def test_every_solver(problem, window_size):
     assert (parallel.samples - sequential.samples).abs().max() <= 1e-9
     assert parallel.stats.rounds <= table.num_nodes
     assert parallel.all_converged
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+def test_every_solver_with_every_prediction(solver, prediction):
+    """The full cross, at every window; only what cannot mean anything is refused."""
+    schedule = "flow" if solver == "flow_euler" else "linear_beta"
+    if schedule == "flow" and prediction in ("epsilon", "v"):
+        with pytest.raises(ValueError, match="prediction"):
+            table_of((solver, schedule, prediction, {}), NUM_STEPS)
+        return
+    # c_noise, the own time of "edm", is infinite at the flow's first node
+    time = "flow" if schedule == "flow" else None
+    table = table_of((solver, schedule, prediction, {}), NUM_STEPS, time=time)
+    for window_size in (1, 2, 7, NUM_STEPS, 10 * NUM_STEPS):
+        sequential, parallel = both(table, window_size)
+        assert torch.isfinite(sequential.samples).all()
+        assert (parallel.samples - sequential.samples).abs().max() <= 1e-9
+        assert parallel.stats.rounds <= table.num_nodes
+        assert parallel.all_converged
+        assert window_size > 1 or torch.equal(parallel.samples, sequential.samples)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)

@@ -1,0 +1,93 @@
+"""From a recurrence in x0 to a solver table: what every solver of `solvers.py` has in common."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from ctd_engine._table import SolverTable
+from ctd_engine.parametrization import check_prediction, data_coefficients, model_time
+from ctd_engine.schedules import Grid, Schedule
+
+__all__ = ["ModelOptions", "ends", "fold", "posterior_std"]
+
+
+class ModelOptions(TypedDict, total=False):
+    """What every solver is told about the model.
+
+    prediction: what it returns: "epsilon" (default), "x0", "v", "flow" or "edm".
+    time: its time input: None (the schedule's own; c_noise for "edm"), "timestep", "logsnr",
+        "sigma" (= sigma / alpha), "c_noise" (= log(sigma / alpha) / 4) or "flow".
+    clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None (default) does not.
+    sigma_data: standard deviation of the data, for "edm" (default 0.5).
+    """
+
+    prediction: str
+    time: str | None
+    clip_x0: float | None
+    sigma_data: float
+
+
+def ends(grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return grid.alpha[:-1], grid.sigma[:-1], grid.alpha[1:], grid.sigma[1:]
+
+
+def posterior_std(grid: Grid) -> Tensor:
+    """Standard deviation [N] of q(x_s | x_t, x0), DDPM (arXiv 2006.11239) eq. 7 for any alpha.
+
+    sigma_s² / sigma_t² (sigma_t² - (alpha_t / alpha_s)² sigma_s²), 0 at the last step.
+    """
+    alpha_t, sigma_t, alpha_s, sigma_s = ends(grid)
+    ratio = alpha_t / alpha_s
+    kept = (sigma_t.square() - (ratio * sigma_s).square()).clamp(min=0.0)
+    return sigma_s / sigma_t * kept.sqrt()
+
+
+def fold(
+    name: str,
+    schedule: Schedule,
+    num_steps: int,
+    grid: Grid,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    error_scale: Tensor | None = None,
+    prediction: str = "epsilon",
+    time: str | None = None,
+    clip_x0: float | None = None,
+    sigma_data: float = 0.5,
+) -> SolverTable:
+    """Write a recurrence in x0, with a, b [N, K] and c [N], in the model's raw output."""
+    check_prediction(prediction, schedule)
+    p, q, input_scale = data_coefficients(prediction, grid.alpha[:-1], grid.sigma[:-1], sigma_data)
+    if time is None and prediction != "edm":
+        times = grid.time
+    else:
+        times = model_time(time, schedule, prediction, grid.logsnr[:-1])
+    raw_a, raw_b = a.clone(), torch.zeros_like(b)
+    for k in range(min(a.shape[1], len(p))):
+        raw_a[k:, k] += b[k:, k] * p[: len(p) - k]
+        raw_b[k:, k] = b[k:, k] * q[: len(q) - k]
+    if error_scale is None:
+        error_scale = torch.cat([posterior_std(grid), torch.zeros(1, dtype=torch.float64)])
+    return SolverTable(
+        name=name,
+        prediction=prediction,
+        num_steps=num_steps,
+        A=raw_a,
+        B=raw_b,
+        C=c,
+        P=p,
+        Q=q,
+        input_scale=input_scale,
+        model_time=times,
+        error_scale=error_scale,
+        # pure noise of the level of node 0; what is left of the data there is ignored, as usual
+        initial_scale=1.0 if schedule.kind == "vp" else float(grid.sigma[0]),
+        alpha=grid.alpha,
+        sigma=grid.sigma,
+        clip_x0=clip_x0,
+    )
