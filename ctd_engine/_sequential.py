@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._trajectory import solver_coefficients
-from ctd_engine.ops.picard_update.reference import banded_step, data_prediction
+from ctd_engine.ops.picard_update.reference import banded_step, combine_guidance, data_prediction
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats, StopReason
 
 __all__ = ["SequentialSampler"]
@@ -63,7 +63,9 @@ class SequentialSampler(SamplerBase):
         for i in tqdm(range(table.num_nodes), disable=not progress, unit="step", desc="sampling"):
             node = torch.full_like(rows, i)
             scaled = (input_scale[node][:, None] * states[:, 0]).to(self.model_dtype)
-            m = request.denoiser(scaled, model_time[node], rows, self.dtype)
+            outputs = request.denoiser(scaled, model_time[node], rows)
+            m, m_null = (out if out is None else out.to(self.dtype) for out in outputs)
+            m = combine_guidance(m, m_null, request.denoiser.guidance_scale)
             x0 = data_prediction(states[:, 0], m, c.P[node], c.Q[node], c.clip)
             estimates = torch.cat([x0[:, None], estimates[:, :-1]], dim=1)
             z = None

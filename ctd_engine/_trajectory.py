@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ctd_engine.noise import NoiseSource
+from ctd_engine.noise import CounterNoise, NoiseSource
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
@@ -58,7 +58,12 @@ def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
         return torch.from_numpy(getattr(plan, name)).to(device)
 
     names = ("slot", "start", "length", "row_slot", "row_node", "row_entry", "row_offset")
-    return Windows(**{name: tensor(name) for name in names}, max_length=int(plan.length.max()))
+    first_row = torch.from_numpy(plan.length.cumsum() - plan.length).to(device)
+    return Windows(
+        **{name: tensor(name) for name in names},
+        first_row=first_row,
+        max_length=int(plan.length.max()),
+    )
 
 
 class TrajectoryStore:
@@ -122,46 +127,81 @@ class TrajectoryStore:
                 torch.from_numpy(values[predicted]).to(device)
                 for values in (plan.slot, plan.sample, plan.known, count)
             )
-            z = None
-            if self._table.is_stochastic:
-                z = self._padded_noise(sample, known, counts)
             predict_guess_(
-                self.x, self.x0, z, slot, known, counts, self._coefficients, backend=self._backend
+                self.x,
+                self.x0,
+                slot,
+                known,
+                counts,
+                int(count[predicted].max()),
+                self._coefficients,
+                **self._guess_noise(sample, known, counts),
+                backend=self._backend,
             )
 
-    def _padded_noise(
+    def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, count: torch.Tensor
-    ) -> torch.Tensor:
-        offsets = torch.arange(int(count.max()), device=sample.device)
+    ) -> dict[str, torch.Tensor]:
+        # seeds where the noise comes from a counter, else the noise itself, padded
+        if not self._table.is_stochastic:
+            return {}
+        if isinstance(self._noise, CounterNoise):
+            return {"seeds": self._noise.seeds(sample)}
+        offsets = torch.arange(int(count.max()), device=sample.device)  # sync: explicit noise only
         entry, offset = (offsets < count[:, None]).nonzero(as_tuple=True)
         z = self.x.new_zeros(len(count), len(offsets), self.x.shape[2])
         z[entry, offset] = self._noise.step(first[entry] + offset, sample[entry], self.x.dtype)
-        return z
+        return {"z": z}
+
+    def _step_noise(
+        self, windows: Windows, sample: torch.Tensor, row_sample: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        if not self._table.is_stochastic:
+            return {}
+        if isinstance(self._noise, CounterNoise):
+            return {"seeds": self._noise.seeds(sample)}
+        return {"z": self._noise.step(windows.row_node, row_sample, self.x.dtype)}
 
     def model_rows(self, windows: Windows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled model inputs [rows, D] and model times [rows]."""
-        rows = gather_rows(
+        return gather_rows(
             self.x,
             windows.row_slot,
             windows.row_node,
             self._input_scale,
+            self._model_time,
             dtype,
             backend=self._backend,
         )
-        return rows, self._model_time[windows.row_node]
 
     def update(
-        self, windows: Windows, row_sample: torch.Tensor, m: torch.Tensor
+        self,
+        windows: Windows,
+        sample: torch.Tensor,
+        row_sample: torch.Tensor,
+        m: torch.Tensor,
+        m_null: torch.Tensor | None,
+        guidance_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One Picard iteration; how far each window advances and how much of it is finite."""
-        z = None
-        if self._table.is_stochastic:
-            z = self._noise.step(windows.row_node, row_sample, self.x.dtype)
-        errors = picard_update_(
-            self.x, self.x0, m, z, windows, self._coefficients, backend=self._backend
+        partials = picard_update_(
+            self.x,
+            self.x0,
+            m,
+            windows,
+            self._coefficients,
+            **self._step_noise(windows, sample, row_sample),
+            m_null=m_null,
+            guidance_scale=guidance_scale,
+            backend=self._backend,
         )
         return trajectory_error(
-            errors, self._threshold, windows.start, windows.length, backend=self._backend
+            partials,
+            self.x.shape[2],
+            self._threshold,
+            windows.start,
+            windows.length,
+            backend=self._backend,
         )
 
     def state(self, slot: int, node: int) -> torch.Tensor:

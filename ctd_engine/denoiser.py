@@ -98,23 +98,31 @@ class Denoiser:
             null[name] = other
         return null
 
+    @property
+    def guidance_scale(self) -> float:
+        """g; 1 without guidance."""
+        return self._scale
+
     def __call__(
-        self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Raw model outputs [R, D] in `dtype` for scaled inputs [R, D] of samples [R]."""
+        self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Raw outputs m and m_null [R, D], in the model's own dtype; no m_null without guidance.
+
+        x [R, D] are scaled inputs, t [R] times, row_sample [R] whose rows they are. With guidance
+        both halves go through the model in one call.
+        """
         rows = len(x)
         inputs = x.view(rows, *self._shape)
         if self._null is None:
-            return self._call(inputs, t, _select(self._cond, row_sample)).to(dtype)
+            return self._call(inputs, t, _select(self._cond, row_sample)), None
         both = {
             name: torch.cat([_pick(self._null[name], row_sample), _pick(value, row_sample)])
             if isinstance(value, torch.Tensor)
             else value
             for name, value in self._cond.items()
         }
-        out = self._call(torch.cat([inputs, inputs]), torch.cat([t, t]), both).to(dtype)
-        null, conditional = out[:rows], out[rows:]
-        return null + self._scale * (conditional - null)
+        out = self._call(torch.cat([inputs, inputs]), torch.cat([t, t]), both)
+        return out[rows:], out[:rows]
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
         out = self._model(x, t, **cond)

@@ -170,6 +170,10 @@ class CounterNoise:
         self._seeds = torch.tensor(signed, dtype=torch.int64, device=device)
         self._num_elements = num_elements
 
+    def seeds(self, samples: torch.Tensor) -> torch.Tensor:
+        """The 64 bits of each sample's seed, int64 [R]: what a kernel needs to make the noise."""
+        return self._seeds[samples]
+
     def initial(self, samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Initial noise [R, D]."""
         nodes = torch.zeros_like(samples)

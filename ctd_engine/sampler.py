@@ -72,7 +72,7 @@ class ParallelSampler(SamplerBase):
         dtype: float32 or float64, of states and step mathematics.
         model_dtype: dtype of the model's input; None is `dtype`. Times stay in `dtype`.
         device: where states live and the model runs.
-        backend: None or "reference".
+        backend: None (Triton on a CUDA device, else the reference), "reference" or "triton".
         scheduler_backend: None (the extension, or its Python twin), "cpp" or "python".
         solver_options: further arguments of the solver, such as {"eta": 1.0}.
 
@@ -127,7 +127,7 @@ class ParallelSampler(SamplerBase):
             window_size = AUTO_WINDOW
         if isinstance(window_size, str):
             raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
-        resolve(backend)
+        resolve(backend, torch.empty(0, device=self.device))
         # a window can hold no more than all nodes, nor more rows than a batch
         self.window_size = min(
             _checks.require_int("window_size", window_size, minimum=1), self.table.num_nodes
@@ -222,16 +222,21 @@ class ParallelSampler(SamplerBase):
         with bar:
             while (plan := scheduler.plan()) is not None:
                 bar.update(nodes * len(ends) + int(plan.start.sum()) - bar.n)
-                for slot, sample in zip(plan.slot, plan.sample, strict=True):
-                    if in_slot[slot] != sample:
-                        in_slot[slot] = sample
-                        store.admit(int(slot), request.initial(int(sample)))
+                for slot, entrant in zip(plan.slot, plan.sample, strict=True):
+                    if in_slot[slot] != entrant:
+                        in_slot[slot] = entrant
+                        store.admit(int(slot), request.initial(int(entrant)))
                 store.guess(plan, self._guess)
                 windows = to_windows(plan, self.device)
-                row_sample = torch.from_numpy(plan.row_sample).to(self.device)
+                sample, row_sample = (
+                    torch.from_numpy(values).to(self.device)
+                    for values in (plan.sample, plan.row_sample)
+                )
                 x, t = store.model_rows(windows, self.model_dtype)
-                m = request.denoiser(x, t, row_sample, self.dtype)
-                accepted, finite = store.update(windows, row_sample, m)
+                m, m_null = request.denoiser(x, t, row_sample)
+                accepted, finite = store.update(
+                    windows, sample, row_sample, m, m_null, request.denoiser.guidance_scale
+                )
                 # sync: the scheduler runs on the host and needs every window's advance
                 finished = scheduler.step(accepted.cpu().numpy(), finite.cpu().numpy())
                 history.append(RoundRecord(plan.sample, plan.start, plan.length))

@@ -35,14 +35,14 @@ def test_random_windows(seed):
     threshold = 1.5 * torch.rand(num_nodes + 1, generator=generator, dtype=torch.float64)
     length = torch.randint(1, longest + 1, (8,), generator=generator)
     start = torch.randint(0, num_nodes - longest + 1, (8,), generator=generator)
-    accepted, finite = trajectory_error(errors, threshold, start, length)
+    accepted, finite = trajectory_error(errors[:, :, None], 1, threshold, start, length)
     assert (accepted.tolist(), finite.tolist()) == by_hand(errors, threshold, start, length)
 
 
 def test_padding_of_zeros_is_not_converged():
     threshold = torch.ones(10)
     accepted, finite = trajectory_error(
-        torch.zeros(2, 5), threshold, torch.tensor([0, 4]), torch.tensor([2, 5])
+        torch.zeros(2, 5, 1), 1, threshold, torch.tensor([0, 4]), torch.tensor([2, 5])
     )
     assert finite.tolist() == [2, 5]
     assert accepted.tolist() == [2, 5]
@@ -51,5 +51,7 @@ def test_padding_of_zeros_is_not_converged():
 def test_threshold_zero_accepts_only_what_no_longer_changes():
     errors = torch.tensor([[0.0, 0.0, 1e-300, 0.0]], dtype=torch.float64)
     zero = torch.zeros(6, dtype=torch.float64)
-    accepted, _ = trajectory_error(errors, zero, torch.tensor([0]), torch.tensor([4]))
+    accepted, _ = trajectory_error(
+        errors[:, :, None], 1, zero, torch.tensor([0]), torch.tensor([4])
+    )
     assert accepted.tolist() == [3]

@@ -15,18 +15,28 @@ def gather_rows(
     row_slot: torch.Tensor,
     row_node: torch.Tensor,
     input_scale: torch.Tensor,
+    model_time: torch.Tensor,
     dtype: torch.dtype,
     *,
     backend: str | None = None,
-) -> torch.Tensor:
-    """Model inputs [rows, D] in `dtype` for rows (slot, node) of the state ring.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Model inputs [rows, D] in `dtype`, and model times [rows], for rows (slot, node).
 
     Args:
         x: states [S, R, D]; node i of a slot lies at ring position i mod R.
         row_slot, row_node: int64 [rows].
         input_scale: [N] in the state's dtype.
+        model_time: [N]; times keep their dtype, half precision would round timesteps.
         dtype: the model's dtype.
-        backend: None or "reference".
+        backend: None (Triton for CUDA tensors), "reference" or "triton".
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: "triton" cannot run on these tensors.
     """
-    resolve(backend)
-    return gather_rows_reference(x, row_slot, row_node, input_scale, dtype)
+    arguments = (x, row_slot, row_node, input_scale, model_time, dtype)
+    if resolve(backend, x) == "triton":
+        from ctd_engine.ops.gather_rows.kernel import gather_rows_triton
+
+        return gather_rows_triton(*arguments)
+    return gather_rows_reference(*arguments)

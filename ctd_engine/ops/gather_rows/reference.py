@@ -12,8 +12,9 @@ def gather_rows_reference(
     row_slot: torch.Tensor,  # [rows]
     row_node: torch.Tensor,  # [rows]
     input_scale: torch.Tensor,  # [N]
+    model_time: torch.Tensor,  # [N]
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [rows, D] of the model's input, scaled in the state's precision and cast once."""
     rows = x[row_slot, row_node % x.shape[1]]
-    return (input_scale[row_node][:, None] * rows).to(dtype)
+    return (input_scale[row_node][:, None] * rows).to(dtype), model_time[row_node]

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-__all__ = ["banded_step", "data_prediction", "picard_scan"]
+from ctd_engine.noise import philox_normal
+
+if TYPE_CHECKING:
+    from ctd_engine.ops.picard_update import Coefficients, Windows
+
+__all__ = [
+    "banded_step",
+    "combine_guidance",
+    "data_prediction",
+    "picard_scan",
+    "picard_update_reference_",
+]
+
+
+def combine_guidance(m: torch.Tensor, m_null: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Classifier-free guidance m_null + scale (m - m_null) (Ho and Salimans 2022, eq. 6)."""
+    return m if m_null is None else m_null + scale * (m - m_null)
 
 
 def data_prediction(
@@ -42,10 +60,10 @@ def picard_scan(
     in `base`: a change d of exactly 0 leaves the solver's own step untouched, bit for bit.
 
     Returns:
-        x_new [A, L, D] and mean_d d² [A, L].
+        x_new [A, L, D] and sum_d d² [A, L].
     """
     new = torch.empty_like(base)
-    errors = base.new_empty(base.shape[:2])
+    squares = base.new_empty(base.shape[:2])
     zero = torch.zeros_like(base[:, 0])
     changes = [zero] * g.shape[2]  # d_i, d_{i-1}, ...
     for j in range(base.shape[1]):
@@ -54,6 +72,55 @@ def picard_scan(
             new_j = new_j + g[:, j, k, None] * change
         change = new_j - old[:, j]
         new[:, j] = new_j
-        errors[:, j] = change.square().mean(-1)
+        squares[:, j] = change.square().sum(-1)
         changes = [change, *changes[:-1]]
-    return new, errors
+    return new, squares
+
+
+def _history(ring: torch.Tensor, windows: Windows, order: int) -> torch.Tensor:
+    # [rows, K, D]; before node 0 the coefficients are 0 and node 0 stands in
+    nodes = windows.row_node[:, None] - torch.arange(order, device=ring.device)
+    return ring[windows.row_slot[:, None], nodes.clamp(min=0) % ring.shape[1]]
+
+
+def picard_update_reference_(
+    x: torch.Tensor,  # [S, R, D]
+    x0: torch.Tensor,  # [S, R, D]
+    m: torch.Tensor,  # [rows, D]
+    windows: Windows,
+    coefficients: Coefficients,
+    *,
+    z: torch.Tensor | None,  # [rows, D]
+    seeds: torch.Tensor | None,  # [A]
+    m_null: torch.Tensor | None,  # [rows, D]
+    guidance_scale: float,
+) -> torch.Tensor:
+    """x0 from the outputs, one solver step from every old point, then the scan: [A, L, 1]."""
+    ring, w, c = x.shape[1], windows, coefficients
+    m, m_null = m.to(x.dtype), None if m_null is None else m_null.to(x.dtype)
+    here, there = w.row_node % ring, (w.row_node + 1) % ring
+    x0[w.row_slot, here] = data_prediction(
+        x[w.row_slot, here],
+        combine_guidance(m, m_null, guidance_scale),
+        c.P[w.row_node],
+        c.Q[w.row_node],
+        c.clip,
+    )
+    if seeds is not None:
+        z = philox_normal(seeds[w.row_entry], w.row_node, x.shape[2], dtype=x.dtype)
+    order = c.A.shape[1]
+    base_rows = banded_step(
+        c.A[w.row_node],
+        c.B[w.row_node],
+        None if z is None else c.C[w.row_node][:, None] * z.to(x.dtype),
+        _history(x, w, order),
+        _history(x0, w, order),
+    )
+    # ragged rows -> a padded rectangle for the scan along the window
+    padded, at = (len(w.slot), w.max_length), (w.row_entry, w.row_offset)
+    base, g = x.new_zeros(*padded, x.shape[2]), x.new_zeros(*padded, order)
+    old = torch.zeros_like(base)
+    base[at], old[at], g[at] = base_rows, x[w.row_slot, there], c.G[w.row_node]
+    new, squares = picard_scan(base, old, g)
+    x[w.row_slot, there] = new[at]
+    return squares[:, :, None]

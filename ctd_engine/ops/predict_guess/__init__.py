@@ -6,7 +6,7 @@ import torch
 
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.picard_update import Coefficients
-from ctd_engine.ops.predict_guess.reference import predict_guess_reference
+from ctd_engine.ops.predict_guess.reference import predict_guess_reference_
 
 __all__ = ["predict_guess_"]
 
@@ -14,12 +14,14 @@ __all__ = ["predict_guess_"]
 def predict_guess_(
     x: torch.Tensor,
     x0: torch.Tensor,
-    z: torch.Tensor | None,
     slot: torch.Tensor,
     known: torch.Tensor,
     count: torch.Tensor,
+    max_count: int,
     coefficients: Coefficients,
     *,
+    z: torch.Tensor | None = None,
+    seeds: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> None:
     """Write nodes known + 1 .. known + count of every slot into x, without a model call.
@@ -29,22 +31,23 @@ def predict_guess_(
 
     Args:
         x, x0: rings [S, R, D].
-        z: standard normal noise of nodes known + j, [A, max(count), D]; None without noise.
         slot, known, count: int64 [A]; known >= 1, count >= 1.
-        coefficients: the solver.
-        backend: None or "reference".
+        max_count: the largest count, known to the host.
+        coefficients: the solver, in the dtype of x.
+        z: explicit standard normal noise of nodes known + j, [A, max_count, D].
+        seeds: int64 [A], instead of z: noise from the counter. With neither there is none.
+        backend: None (Triton for CUDA tensors), "reference" or "triton".
+
+    Raises:
+        ValueError: z and seeds are both given, or the backend is unknown.
+        RuntimeError: "triton" cannot run on these tensors.
     """
-    resolve(backend)
-    ring, order = x.shape[1], coefficients.A.shape[1]
-    offsets = torch.arange(int(count.max()), device=x.device)  # sync: sizes come from the host
-    nodes = (known[:, None] + offsets).clamp(max=len(coefficients.C) - 1)
-    before = (known[:, None] - torch.arange(order, device=x.device)).clamp(min=0)
-    guess = predict_guess_reference(
-        x[slot[:, None], before % ring],
-        x0[slot, (known - 1) % ring],
-        coefficients.A[nodes],
-        coefficients.B[nodes].sum(-1),
-        None if z is None else coefficients.C[nodes][:, :, None] * z,
-    )
-    entry, offset = (offsets < count[:, None]).nonzero(as_tuple=True)
-    x[slot[entry], (known[entry] + 1 + offset) % ring] = guess[entry, offset]
+    if z is not None and seeds is not None:
+        raise ValueError("give either z (explicit noise) or seeds (from the counter), not both")
+    arguments = (x, x0, slot, known, count, max_count, coefficients)
+    if resolve(backend, x) == "triton":
+        from ctd_engine.ops.predict_guess.kernel import predict_guess_triton
+
+        predict_guess_triton(*arguments, z=z, seeds=seeds)
+    else:
+        predict_guess_reference_(*arguments, z=z, seeds=seeds)

@@ -11,7 +11,8 @@ __all__ = ["trajectory_error"]
 
 
 def trajectory_error(
-    errors: torch.Tensor,
+    partials: torch.Tensor,
+    num_elements: int,
     threshold: torch.Tensor,
     start: torch.Tensor,
     length: torch.Tensor,
@@ -20,22 +21,30 @@ def trajectory_error(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How far every window advances, and how much of it is finite.
 
-    A point is converged when `errors <= threshold`, that is when its mean squared change is at
-    most (tolerance scale_i)² (ParaDiGMS, arXiv 2305.16317, Alg. 1, line 8). The window moves to
-    its first point that is not converged: that point was made from converged ones.
+    A point is converged when its mean squared change is at most (tolerance scale_i)² (ParaDiGMS,
+    arXiv 2305.16317, Alg. 1, line 8). The window moves to its first point that is not converged:
+    that point was made from converged ones.
 
     Args:
-        errors: mean squared changes [A, L] of nodes start + 1 + j, from `picard_update_`.
+        partials: sums of squared changes [A, L, blocks] of nodes start + 1 + j, from
+            `picard_update_`; they are added in order and divided by D.
+        num_elements: D.
         threshold: (tolerance scale_i)² [N + 1].
-        start, length: int64 [A].
-        backend: None or "reference".
+        start, length: int64 [A]; what lies beyond a length is not looked at.
+        backend: None (Triton for CUDA tensors), "reference" or "triton".
 
     Returns:
         accepted: int64 [A] in [1, length], how many nodes the start moves.
         finite: int64 [A] in [0, length], how many leading new points are finite; 0 means that
             the next point of the final path is not, whatever else is in the window.
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: "triton" cannot run on these tensors.
     """
-    resolve(backend)
-    offsets = torch.arange(errors.shape[1], device=errors.device)
-    nodes = (start[:, None] + 1 + offsets).clamp(max=len(threshold) - 1)
-    return trajectory_error_reference(errors, threshold[nodes], length)
+    arguments = (partials, num_elements, threshold, start, length)
+    if resolve(backend, partials) == "triton":
+        from ctd_engine.ops.trajectory_error.kernel import trajectory_error_triton
+
+        return trajectory_error_triton(*arguments)
+    return trajectory_error_reference(*arguments)

@@ -1,0 +1,129 @@
+"""First guess in one pass: holds x0 in registers and walks along the new points.
+
+Reads the history and the held x0 once, writes each new point once; noise is made in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from ctd_engine.ops import _tuning
+from ctd_engine.ops._device import (
+    NOISE_COUNTER,
+    NOISE_GIVEN,
+    NOISE_NONE,
+    philox_normal_1d,
+)
+
+STREAM_STEP = tl.constexpr(1)
+
+
+@triton.jit
+def _guess_kernel(
+    # inputs
+    x_ptr,  # [S, R, D] states, updated in place
+    x0_ptr,  # [S, R, D] data predictions
+    z_ptr,  # [A, L, D], read if NOISE is given
+    seed_ptr,  # [A] int64, read if NOISE is from the counter
+    slot_ptr,  # [A] int64
+    known_ptr,  # [A] int64
+    count_ptr,  # [A] int64
+    a_ptr,  # [N, K]
+    b_ptr,  # [N, K]
+    c_ptr,  # [N]
+    # sizes
+    num_elements,  # D
+    ring,  # R
+    # strides in elements; the last one is 1
+    stride_x_s,
+    stride_x_r,
+    stride_x0_s,
+    stride_x0_r,
+    stride_z_a,
+    stride_z_l,
+    # constants
+    K: tl.constexpr,
+    NOISE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    entry = tl.program_id(0).to(tl.int64)
+    pid_d = tl.program_id(1).to(tl.int64)
+    offs_d = pid_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = offs_d < num_elements
+    quarter = (pid_d * (BLOCK_D // 4)).to(tl.int32) + tl.arange(0, BLOCK_D // 4)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+
+    known = tl.load(known_ptr + entry)
+    count = tl.load(count_ptr + entry)
+    slot = tl.load(slot_ptr + entry)
+    x_ptrs = x_ptr + slot * stride_x_s + offs_d
+    held_ptrs = x0_ptr + slot * stride_x0_s + ((known - 1) % ring) * stride_x0_r + offs_d
+    held = tl.load(held_ptrs, mask=mask_d, other=0.0)
+    seed = known
+    if NOISE == NOISE_COUNTER:
+        seed = tl.load(seed_ptr + entry)
+
+    # known >= 1, and before node 0 the coefficients are 0
+    x_now = tl.load(x_ptrs + (known % ring) * stride_x_r, mask=mask_d, other=0.0)
+    x_1 = tl.zeros((BLOCK_D,), dtype=dtype)
+    x_2 = x_1
+    if K >= 2:
+        x_1 = tl.load(x_ptrs + ((known - 1) % ring) * stride_x_r, mask=mask_d, other=0.0)
+    if K >= 3:
+        back = tl.maximum(known - 2, 0) % ring
+        x_2 = tl.load(x_ptrs + back * stride_x_r, mask=mask_d & (known >= 2), other=0.0)
+    for j in range(count):
+        node = known + j
+        gain = tl.load(b_ptr + node * K)
+        if K >= 2:
+            gain += tl.load(b_ptr + node * K + 1)
+        if K >= 3:
+            gain += tl.load(b_ptr + node * K + 2)
+        new = gain * held + tl.load(a_ptr + node * K) * x_now
+        if K >= 2:
+            new += tl.load(a_ptr + node * K + 1) * x_1
+        if K >= 3:
+            new += tl.load(a_ptr + node * K + 2) * x_2
+        if NOISE == NOISE_GIVEN:
+            z_ptrs = z_ptr + entry * stride_z_a + j * stride_z_l + offs_d
+            z = tl.load(z_ptrs, mask=mask_d, other=0.0).to(dtype)
+            new += tl.load(c_ptr + node) * z
+        if NOISE == NOISE_COUNTER:
+            z = philox_normal_1d(seed, node.to(tl.int32), STREAM_STEP, quarter, dtype)
+            new += tl.load(c_ptr + node) * z
+        tl.store(x_ptrs + ((node + 1) % ring) * stride_x_r, new, mask=mask_d)
+        x_2 = x_1
+        x_1 = x_now
+        x_now = new
+
+
+def predict_guess_triton(x, x0, slot, known, count, max_count, coefficients, *, z, seeds):
+    """Launch; arguments as `predict_guess_`."""
+    num_elements = x.shape[2]
+    c = coefficients
+    blocks = _tuning.scan(len(slot), max_count, num_elements, first_order=False)
+    given = z if z is not None else x
+    noise = NOISE_GIVEN if z is not None else NOISE_COUNTER if seeds is not None else NOISE_NONE
+    _guess_kernel[(len(slot), _tuning.ceil_div(num_elements, blocks.elements))](
+        x_ptr=x,
+        x0_ptr=x0,
+        z_ptr=given,
+        seed_ptr=slot if seeds is None else seeds,
+        slot_ptr=slot,
+        known_ptr=known,
+        count_ptr=count,
+        a_ptr=c.A,
+        b_ptr=c.B,
+        c_ptr=c.C,
+        num_elements=num_elements,
+        ring=x.shape[1],
+        stride_x_s=x.stride(0),
+        stride_x_r=x.stride(1),
+        stride_x0_s=x0.stride(0),
+        stride_x0_r=x0.stride(1),
+        stride_z_a=given.stride(0),
+        stride_z_l=given.stride(1),
+        K=c.A.shape[1],
+        NOISE=noise,
+        BLOCK_D=blocks.elements,
+        num_warps=blocks.num_warps,
+    )
