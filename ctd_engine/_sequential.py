@@ -63,9 +63,8 @@ class SequentialSampler(SamplerBase):
         for i in tqdm(range(table.num_nodes), disable=not progress, unit="step", desc="sampling"):
             node = torch.full_like(rows, i)
             scaled = (input_scale[node][:, None] * states[:, 0]).to(self.model_dtype)
-            outputs = request.denoiser(scaled, model_time[node], rows)
-            m, m_null = (out if out is None else out.to(self.dtype) for out in outputs)
-            m = combine_guidance(m, m_null, request.denoiser.guidance_scale)
+            m, m_null = request.denoiser(scaled, model_time[node], rows)
+            m = combine_guidance(m, m_null, request.denoiser.guidance_scale, self.dtype)
             x0 = data_prediction(states[:, 0], m, c.P[node], c.Q[node], c.clip)
             estimates = torch.cat([x0[:, None], estimates[:, :-1]], dim=1)
             z = None

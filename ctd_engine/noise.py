@@ -75,17 +75,17 @@ def philox_4x32(
     return c0, c1, c2, c3
 
 
-def _uniform(word: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # rounding the word to fp32 first makes one number for every later precision
-    return word.to(torch.float32).to(dtype) * 2.0**-32
+def _uniform(word: torch.Tensor) -> torch.Tensor:
+    # rounding the word to fp32 first makes one number for every precision and device
+    return word.to(torch.float32).double() * 2.0**-32
 
 
 def _box_muller(
-    word_radius: torch.Tensor, word_angle: torch.Tensor, dtype: torch.dtype
+    word_radius: torch.Tensor, word_angle: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # the word 0 would be log(0): it counts as 1
-    radius = torch.sqrt(-2.0 * torch.log(_uniform(word_radius.clamp(min=1), dtype)))
-    angle = (2.0 * math.pi) * _uniform(word_angle, dtype)
+    radius = torch.sqrt(-2.0 * torch.log(_uniform(word_radius.clamp(min=1))))
+    angle = (2.0 * math.pi) * _uniform(word_angle)
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
@@ -104,19 +104,18 @@ def philox_normal(
         nodes: int64 [R], the node whose noise it is.
         num_elements: D, elements per row.
         stream: 0 for the initial noise, 1 for the noise of steps.
-        dtype: float32, or float64 (the same uniforms, transformed in double precision);
-            half precisions are made in float32 and rounded once.
+        dtype: of the result. The normals are made in float64 and rounded once, so that every
+            precision has the same numbers.
 
     Returns:
         [R, D] in `dtype`, on the device of `seeds`.
     """
-    working = torch.float64 if dtype == torch.float64 else torch.float32
     num_blocks = -(-num_elements // 4)
     block = torch.arange(num_blocks, device=seeds.device)[None, :]
     key = ((seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None])
     zero = torch.zeros_like(block)
     w0, w1, w2, w3 = philox_4x32(key, (block, nodes[:, None], zero + stream, zero))
-    normals = torch.stack((*_box_muller(w0, w1, working), *_box_muller(w2, w3, working)), dim=-1)
+    normals = torch.stack((*_box_muller(w0, w1), *_box_muller(w2, w3)), dim=-1)
     return normals.flatten(1)[:, :num_elements].to(dtype)
 
 

@@ -183,7 +183,7 @@ def test_integer_labels() -> None:
         ({"y": torch.ones(3)}, ValueError, r"y must have shape \(2,\) = \[K\]"),
         ({"y": torch.zeros(2)}, ValueError, r"y must hold only \+1 \(data\)"),
         ({"y": torch.ones(2, device="meta")}, ValueError, "y must be on the device of eps, cpu"),
-        ({"backend": "cuda"}, ValueError, 'backend must be None or one of "reference"'),
+        ({"backend": "cuda"}, ValueError, "backend must be None or one of"),
     ],
 )
 def test_rejects(change: dict[str, Any], error: type[Exception], match: str) -> None:

@@ -12,6 +12,7 @@ from ctd_engine.ops.picard_update import Coefficients, picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
 from ragged_problem import ENTRIES, NUM_NODES, NUM_SLOTS, RING, problem
 
+
 def picard_by_hand(x, x0, m, z, entries, c):
     """Design 3.2 read aloud, point by point, in the form without differences."""
     order, errors = c.A.shape[1], []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 
 import click
@@ -12,17 +11,16 @@ import torch
 import ctd_engine
 from ctd_engine import _ext
 from ctd_engine.cli._common import emit, json_option, one_line_errors
+from ctd_engine.ops._dispatch import triton_unavailable_reason, uses_interpreter
 
 __all__ = ["info"]
 
 
 def _backends() -> dict[str, str | None]:
     """Each back-end with the reason why it is not active; None when it is."""
-    triton = None
-    if importlib.util.find_spec("triton") is None:
-        triton = "the package triton is not installed: pip install 'ctd_engine[triton]' on Linux"
-    else:
-        triton = "installed, but this version has no Triton kernels yet; the reference runs"
+    triton = triton_unavailable_reason()
+    if triton is None and not torch.cuda.is_available() and not uses_interpreter():
+        triton = "the kernels need a CUDA device (TRITON_INTERPRET=1 runs them slowly on the CPU)"
     cuda = None
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -31,7 +29,7 @@ def _backends() -> dict[str, str | None]:
         "reference (PyTorch)": None,
         "window scheduler in C++": _ext.unavailable_reason(),
         "window scheduler in Python": None,
-        "triton": triton,
+        "Triton kernels": triton,
         "cuda": cuda,
     }
 

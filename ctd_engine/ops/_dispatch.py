@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["BACKENDS", "resolve", "triton_unavailable_reason", "uses_interpreter"]
+__all__ = ["BACKENDS", "check_name", "resolve", "triton_unavailable_reason", "uses_interpreter"]
 
 BACKENDS = ("reference", "triton")
 

@@ -11,9 +11,9 @@ __all__ = ["Blocks", "ceil_div", "elementwise_blocks", "power_of_two", "reductio
 
 # programs that fill a GPU of about 132 multiprocessors twice
 FULL = 264
-# a parallel scan keeps the whole window in registers: at most 32 elements of each operand a thread
+# a parallel scan keeps the whole window in registers: four elements of each operand per thread
 MAX_PARALLEL_LENGTH = 128
-MAX_TILE = 4096
+MAX_TILE = 1024
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def power_of_two(n: int) -> int:
 
 
 def elementwise_blocks(num_elements: int) -> Blocks:
-    """One row of D elements per program row: 16-byte accesses, four per thread at large D."""
-    if num_elements >= 2048:
-        return Blocks(0, 2048, 4)
+    """One row of D elements per program row: 16-byte accesses, two per thread at large D."""
+    if num_elements >= 1024:
+        return Blocks(0, 1024, 4)
     if num_elements >= 512:
         return Blocks(0, 512, 4)
     return Blocks(0, max(power_of_two(num_elements), 16), 1)
@@ -58,11 +58,11 @@ def scan(num_windows: int, max_length: int, num_elements: int, *, first_order: b
     fewer, a tile [L, D] per program takes log L steps where walking takes L, each of them a trip
     to memory.
     """
-    for elements, num_warps in ((1024, 4), (512, 4), (128, 1)):
+    for elements, num_warps in ((512, 4), (128, 1)):
         if num_elements >= elements and num_windows * ceil_div(num_elements, elements) >= FULL:
             return Blocks(0, elements, num_warps)
     if first_order and 1 < max_length <= MAX_PARALLEL_LENGTH:
         length = power_of_two(max_length)
-        elements = min(max(power_of_two(num_elements), 4), max(MAX_TILE // length, 16), 64)
-        return Blocks(length, elements, 4)
+        elements = min(max(power_of_two(num_elements), 4), MAX_TILE // length, 64)
+        return Blocks(length, elements, 8 if length * elements > 512 else 4)
     return Blocks(0, min(max(power_of_two(num_elements), 4), 128), 1)

@@ -5,18 +5,12 @@ See README.md in this folder for the derivation and the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
+from ctd_engine.ops._dispatch import check_name, resolve
 from ctd_engine.ops.contrastive_reduction.reference import contrastive_reduction_reference
 
 __all__ = ["contrastive_reduction", "contrastive_reduction_reference"]
-
-_Reduction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-# a faster backend is one more entry; None takes the first
-_BACKENDS: dict[str, _Reduction] = {"reference": contrastive_reduction_reference}
 
 
 def contrastive_reduction(
@@ -34,7 +28,8 @@ def contrastive_reduction(
     delta_k = -1/2 mean_n w_kn ( |eps_kn - b_kn out_beta_kn|^2 - |eps_kn - out_alpha_kn|^2 )
     loss_k = softplus(y_k delta_k)
 
-    Arithmetic is in at least fp32. Differentiable in `out_alpha` and `out_beta`.
+    Arithmetic is in at least fp32. Differentiable in `out_alpha` and `out_beta`; the reference in
+    all but y.
 
     Args:
         eps: noise that was added, `[K, n, D]`.
@@ -43,7 +38,7 @@ def contrastive_reduction(
         weight: importance weights w, `[K, n]`.
         b: factors b, `[K, n]`.
         y: labels, `[K]`; +1 for a data point, -1 for a point with noise added.
-        backend: None for the best one available, or "reference".
+        backend: None (Triton for CUDA tensors), "reference" or "triton".
 
     Returns:
         `(loss, delta)`, both `[K]`, in nats, in fp32 or fp64.
@@ -52,18 +47,23 @@ def contrastive_reduction(
         TypeError: if an argument is not a floating-point tensor (`y` may be an integer tensor).
         ValueError: if shapes or devices do not fit, a point has no draws, `y` holds anything but
             +1 and -1 (checked on the CPU only, where it costs no wait), or the backend is unknown.
+        RuntimeError: "triton" cannot run on these tensors, or is asked for another gradient.
     """
     _check(eps, out_alpha, out_beta, weight, b, y)
-    return _select(backend)(eps, out_alpha, out_beta, weight, b, y)
+    needs_more = any(t.requires_grad for t in (eps, weight, b, y))
+    if needs_more and backend not in (None, "reference"):
+        raise RuntimeError(
+            f'backend "{backend}" has gradients for out_alpha and out_beta only, and eps, weight, '
+            'b or y requires one; detach it or use backend="reference"'
+        )
+    arguments = (eps, out_alpha, out_beta, weight, b, y)
+    if not needs_more and resolve(backend, eps) == "triton":
+        from ctd_engine.ops.contrastive_reduction.fused import contrastive_reduction_fused
 
-
-def _select(backend: str | None) -> _Reduction:
-    if backend is None:
-        return next(iter(_BACKENDS.values()))
-    if backend not in _BACKENDS:
-        names = ", ".join(f'"{name}"' for name in _BACKENDS)
-        raise ValueError(f"backend must be None or one of {names}, got {backend!r}")
-    return _BACKENDS[backend]
+        loss, delta = contrastive_reduction_fused(*arguments)
+        return loss, delta
+    check_name(backend)
+    return contrastive_reduction_reference(*arguments)
 
 
 def _check(

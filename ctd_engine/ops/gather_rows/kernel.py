@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ctd_engine.ops import _tuning
+from ctd_engine.ops._device import ring_offset
 
 
 @triton.jit
@@ -35,8 +36,8 @@ def _gather_kernel(
     offs_d = pid_d * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < num_elements
     slot = tl.load(row_slot_ptr + row)
-    node = tl.load(row_node_ptr + row)
-    x_ptrs = x_ptr + slot * stride_x_s + (node % ring) * stride_x_r + offs_d
+    node = tl.load(row_node_ptr + row).to(tl.int32)
+    x_ptrs = x_ptr + slot * stride_x_s + ring_offset(node, ring, stride_x_r) + offs_d
     scaled = tl.load(input_scale_ptr + node) * tl.load(x_ptrs, mask=mask_d, other=0.0)
     out_ptrs = out_ptr + row * num_elements + offs_d
     tl.store(out_ptrs, scaled.to(out_ptr.dtype.element_ty), mask=mask_d)
@@ -44,7 +45,14 @@ def _gather_kernel(
         tl.store(time_ptr + row, tl.load(model_time_ptr + node))
 
 
-def gather_rows_triton(x, row_slot, row_node, input_scale, model_time, dtype):
+def gather_rows_triton(
+    x: torch.Tensor,
+    row_slot: torch.Tensor,
+    row_node: torch.Tensor,
+    input_scale: torch.Tensor,
+    model_time: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch; arguments as `gather_rows`."""
     num_rows, num_elements = len(row_slot), x.shape[2]
     out = torch.empty(num_rows, num_elements, dtype=dtype, device=x.device)

@@ -104,9 +104,19 @@ def picard_update_(
     """
     if z is not None and seeds is not None:
         raise ValueError("give either z (explicit noise) or seeds (from the counter), not both")
-    options = dict(z=z, seeds=seeds, m_null=m_null, guidance_scale=guidance_scale)
+    implementation = picard_update_reference_
     if resolve(backend, x, m) == "triton":
         from ctd_engine.ops.picard_update.kernel import picard_update_triton
 
-        return picard_update_triton(x, x0, m, windows, coefficients, **options)
-    return picard_update_reference_(x, x0, m, windows, coefficients, **options)
+        implementation = picard_update_triton
+    return implementation(
+        x,
+        x0,
+        m,
+        windows,
+        coefficients,
+        z=z,
+        seeds=seeds,
+        m_null=m_null,
+        guidance_scale=guidance_scale,
+    )

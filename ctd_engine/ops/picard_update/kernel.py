@@ -9,6 +9,10 @@ Accumulation is in the state's type, fp32 or fp64. Squared changes are summed pe
 reduced in order by `trajectory_error`: no atomics, bitwise repeatable.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +27,10 @@ from ctd_engine.ops._device import (
     philox_normal_1d,
     philox_normal_2d,
 )
+from ctd_engine.ops._device import ring_offset as _at
+
+if TYPE_CHECKING:
+    from ctd_engine.ops.picard_update import Coefficients, Windows
 
 STREAM_STEP = tl.constexpr(1)
 
@@ -75,29 +83,32 @@ def _walk_kernel(
     quarter = (pid_d * (BLOCK_D // 4)).to(tl.int32) + tl.arange(0, BLOCK_D // 4)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    start = tl.load(start_ptr + entry)
-    length = tl.load(length_ptr + entry)
+    # nodes fit 32 bits, whose remainder is one instruction; rows times a stride need 64
+    start = tl.load(start_ptr + entry).to(tl.int32)
+    length = tl.load(length_ptr + entry).to(tl.int32)
     first_row = tl.load(first_row_ptr + entry)
     slot = tl.load(slot_ptr + entry)
     x_ptrs = x_ptr + slot * stride_x_s + offs_d
     x0_ptrs = x0_ptr + slot * stride_x0_s + offs_d
-    seed = start
+    seed = tl.zeros((), dtype=tl.int64)
     if NOISE == NOISE_COUNTER:
         seed = tl.load(seed_ptr + entry)
 
     # the node now and one and two before it; before node 0 the coefficients are 0
-    x_now = tl.load(x_ptrs + (start % ring) * stride_x_r, mask=mask_d, other=0.0)
+    x_now = tl.load(x_ptrs + _at(start, ring, stride_x_r), mask=mask_d, other=0.0)
     x_1 = tl.zeros((BLOCK_D,), dtype=dtype)
     x_2, x0_1, x0_2 = x_1, x_1, x_1
     change, change_1, change_2 = x_1, x_1, x_1
     if K >= 2:
-        back = tl.maximum(start - 1, 0) % ring
-        x_1 = tl.load(x_ptrs + back * stride_x_r, mask=mask_d & (start >= 1), other=0.0)
-        x0_1 = tl.load(x0_ptrs + back * stride_x0_r, mask=mask_d & (start >= 1), other=0.0)
+        back = tl.maximum(start - 1, 0)
+        has_1 = mask_d & (start >= 1)
+        x_1 = tl.load(x_ptrs + _at(back, ring, stride_x_r), mask=has_1, other=0.0)
+        x0_1 = tl.load(x0_ptrs + _at(back, ring, stride_x0_r), mask=has_1, other=0.0)
     if K >= 3:
-        back = tl.maximum(start - 2, 0) % ring
-        x_2 = tl.load(x_ptrs + back * stride_x_r, mask=mask_d & (start >= 2), other=0.0)
-        x0_2 = tl.load(x0_ptrs + back * stride_x0_r, mask=mask_d & (start >= 2), other=0.0)
+        back = tl.maximum(start - 2, 0)
+        has_2 = mask_d & (start >= 2)
+        x_2 = tl.load(x_ptrs + _at(back, ring, stride_x_r), mask=has_2, other=0.0)
+        x0_2 = tl.load(x0_ptrs + _at(back, ring, stride_x0_r), mask=has_2, other=0.0)
 
     for j in range(length):
         node = start + j
@@ -109,7 +120,7 @@ def _walk_kernel(
         x0_now = tl.load(p_ptr + node) * x_now + tl.load(q_ptr + node) * m
         if CLIP is not None:
             x0_now = clip_keep_nan(x0_now, tl.full((), CLIP, dtype))
-        tl.store(x0_ptrs + (node % ring) * stride_x0_r, x0_now, mask=mask_d)
+        tl.store(x0_ptrs + _at(node, ring, stride_x0_r), x0_now, mask=mask_d)
 
         new = tl.load(a_ptr + node * K) * x_now
         if K >= 2:
@@ -125,7 +136,7 @@ def _walk_kernel(
             z = tl.load(z_ptr + row * stride_z_r + offs_d, mask=mask_d, other=0.0).to(dtype)
             new += tl.load(c_ptr + node) * z
         if NOISE == NOISE_COUNTER:
-            z = philox_normal_1d(seed, node.to(tl.int32), STREAM_STEP, quarter, dtype)
+            z = philox_normal_1d(seed, node, STREAM_STEP, quarter, dtype)
             new += tl.load(c_ptr + node) * z
         new += tl.load(g_ptr + node * K) * change
         if K >= 2:
@@ -133,7 +144,7 @@ def _walk_kernel(
         if K >= 3:
             new += tl.load(g_ptr + node * K + 2) * change_2
 
-        there = ((node + 1) % ring) * stride_x_r
+        there = _at(node + 1, ring, stride_x_r)
         old = tl.load(x_ptrs + there, mask=mask_d, other=0.0)
         tl.store(x_ptrs + there, new, mask=mask_d)
         change_2 = change_1
@@ -157,7 +168,7 @@ def _linear(a_1, b_1, a_2, b_2):
 
 @triton.jit
 def _data_at(
-    nodes,  # int64 [L, 1]
+    nodes,  # int32 [L, 1]
     rows,  # int64 [L, 1]; below first_row the stored x0 is taken
     first_row,
     mask,
@@ -190,7 +201,7 @@ def _data_at(
     if CLIP is not None:
         x0 = clip_keep_nan(x0, tl.full((), CLIP, dtype))
     stored = mask & (nodes >= 0) & (rows < first_row)
-    before = tl.load(x0_ptrs + (tl.maximum(nodes, 0) % ring) * stride_x0_r, mask=stored, other=0.0)
+    before = tl.load(x0_ptrs + _at(tl.maximum(nodes, 0), ring, stride_x0_r), mask=stored, other=0.0)
     return tl.where(inside, x0, before)
 
 
@@ -237,8 +248,9 @@ def _tile_kernel(
     offs_d = (pid_d * BLOCK_D + tl.arange(0, BLOCK_D))[None, :]
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    start = tl.load(start_ptr + entry)
-    length = tl.load(length_ptr + entry)
+    # nodes fit 32 bits, whose remainder is one instruction; rows times a stride need 64
+    start = tl.load(start_ptr + entry).to(tl.int32)
+    length = tl.load(length_ptr + entry).to(tl.int32)
     first_row = tl.load(first_row_ptr + entry)
     slot = tl.load(slot_ptr + entry)
     x_ptrs = x_ptr + slot * stride_x_s + offs_d
@@ -254,7 +266,7 @@ def _tile_kernel(
     for k in tl.static_range(K):
         back = nodes - k
         mask_k = mask & (back >= 0)
-        x_k = tl.load(x_ptrs + (tl.maximum(back, 0) % ring) * stride_x_r, mask=mask_k, other=0.0)
+        x_k = tl.load(x_ptrs + _at(tl.maximum(back, 0), ring, stride_x_r), mask=mask_k, other=0.0)
         x0_k = _data_at(
             back,
             rows - k,
@@ -286,10 +298,10 @@ def _tile_kernel(
     if NOISE == NOISE_COUNTER:
         seed = tl.load(seed_ptr + entry)
         quarter = (pid_d * (BLOCK_D // 4)).to(tl.int32) + tl.arange(0, BLOCK_D // 4)
-        z = philox_normal_2d(seed, nodes.to(tl.int32), STREAM_STEP, quarter[None, :], dtype)
+        z = philox_normal_2d(seed, nodes, STREAM_STEP, quarter[None, :], dtype)
         new += c * z
 
-    there = x_ptrs + ((nodes + 1) % ring) * stride_x_r
+    there = x_ptrs + _at(nodes + 1, ring, stride_x_r)
     old = tl.load(there, mask=mask, other=0.0)
     # d_{i+1} = G_i d_i + (base - old), from d = 0 at the window's first point
     step = tl.where(mask, new - old, 0.0)
@@ -299,7 +311,7 @@ def _tile_kernel(
     new += change - step
     # every thread has read the old window before any writes the new one
     tl.debug_barrier()
-    tl.store(x0_ptrs + (nodes % ring) * stride_x0_r, x0_now, mask=mask)
+    tl.store(x0_ptrs + _at(nodes, ring, stride_x0_r), x0_now, mask=mask)
     tl.store(there, new, mask=mask)
     change = new - old
     squares = tl.where(mask, change * change, 0.0)
@@ -308,7 +320,18 @@ def _tile_kernel(
     tl.store(partial, tl.sum(squares, axis=1), mask=offs_l < length)
 
 
-def picard_update_triton(x, x0, m, windows, coefficients, *, z, seeds, m_null, guidance_scale):
+def picard_update_triton(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    m: torch.Tensor,
+    windows: Windows,
+    coefficients: Coefficients,
+    *,
+    z: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    m_null: torch.Tensor | None,
+    guidance_scale: float,
+) -> torch.Tensor:
     """Launch one of the two kernels; arguments as `picard_update_`."""
     return launch(
         x,
@@ -329,7 +352,19 @@ def picard_update_triton(x, x0, m, windows, coefficients, *, z, seeds, m_null, g
     )
 
 
-def launch(x, x0, m, windows, coefficients, *, z, seeds, m_null, guidance_scale, blocks):
+def launch(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    m: torch.Tensor,
+    windows: Windows,
+    coefficients: Coefficients,
+    *,
+    z: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    m_null: torch.Tensor | None,
+    guidance_scale: float,
+    blocks: _tuning.Blocks,
+) -> torch.Tensor:
     """The same with given blocks, for tests and tuning."""
     _, ring, num_elements = x.shape
     c, w = coefficients, windows

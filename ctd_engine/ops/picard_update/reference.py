@@ -20,9 +20,15 @@ __all__ = [
 ]
 
 
-def combine_guidance(m: torch.Tensor, m_null: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """Classifier-free guidance m_null + scale (m - m_null) (Ho and Salimans 2022, eq. 6)."""
-    return m if m_null is None else m_null + scale * (m - m_null)
+def combine_guidance(
+    m: torch.Tensor, m_null: torch.Tensor | None, scale: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Classifier-free guidance m_null + scale (m - m_null) in dtype (Ho and Salimans 2022)."""
+    m = m.to(dtype)
+    if m_null is None:
+        return m
+    null = m_null.to(dtype)
+    return null + scale * (m - null)
 
 
 def data_prediction(
@@ -97,11 +103,10 @@ def picard_update_reference_(
 ) -> torch.Tensor:
     """x0 from the outputs, one solver step from every old point, then the scan: [A, L, 1]."""
     ring, w, c = x.shape[1], windows, coefficients
-    m, m_null = m.to(x.dtype), None if m_null is None else m_null.to(x.dtype)
     here, there = w.row_node % ring, (w.row_node + 1) % ring
     x0[w.row_slot, here] = data_prediction(
         x[w.row_slot, here],
-        combine_guidance(m, m_null, guidance_scale),
+        combine_guidance(m, m_null, guidance_scale, x.dtype),
         c.P[w.row_node],
         c.Q[w.row_node],
         c.clip,

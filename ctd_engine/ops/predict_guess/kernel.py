@@ -3,6 +3,11 @@
 Reads the history and the held x0 once, writes each new point once; noise is made in registers.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
 import triton
 import triton.language as tl
 
@@ -13,6 +18,10 @@ from ctd_engine.ops._device import (
     NOISE_NONE,
     philox_normal_1d,
 )
+from ctd_engine.ops._device import ring_offset as _at
+
+if TYPE_CHECKING:
+    from ctd_engine.ops.picard_update import Coefficients
 
 STREAM_STEP = tl.constexpr(1)
 
@@ -52,25 +61,25 @@ def _guess_kernel(
     quarter = (pid_d * (BLOCK_D // 4)).to(tl.int32) + tl.arange(0, BLOCK_D // 4)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
 
-    known = tl.load(known_ptr + entry)
-    count = tl.load(count_ptr + entry)
+    known = tl.load(known_ptr + entry).to(tl.int32)
+    count = tl.load(count_ptr + entry).to(tl.int32)
     slot = tl.load(slot_ptr + entry)
     x_ptrs = x_ptr + slot * stride_x_s + offs_d
-    held_ptrs = x0_ptr + slot * stride_x0_s + ((known - 1) % ring) * stride_x0_r + offs_d
+    held_ptrs = x0_ptr + slot * stride_x0_s + _at(known - 1, ring, stride_x0_r) + offs_d
     held = tl.load(held_ptrs, mask=mask_d, other=0.0)
-    seed = known
+    seed = tl.zeros((), dtype=tl.int64)
     if NOISE == NOISE_COUNTER:
         seed = tl.load(seed_ptr + entry)
 
     # known >= 1, and before node 0 the coefficients are 0
-    x_now = tl.load(x_ptrs + (known % ring) * stride_x_r, mask=mask_d, other=0.0)
+    x_now = tl.load(x_ptrs + _at(known, ring, stride_x_r), mask=mask_d, other=0.0)
     x_1 = tl.zeros((BLOCK_D,), dtype=dtype)
     x_2 = x_1
     if K >= 2:
-        x_1 = tl.load(x_ptrs + ((known - 1) % ring) * stride_x_r, mask=mask_d, other=0.0)
+        x_1 = tl.load(x_ptrs + _at(known - 1, ring, stride_x_r), mask=mask_d, other=0.0)
     if K >= 3:
-        back = tl.maximum(known - 2, 0) % ring
-        x_2 = tl.load(x_ptrs + back * stride_x_r, mask=mask_d & (known >= 2), other=0.0)
+        back = _at(tl.maximum(known - 2, 0), ring, stride_x_r)
+        x_2 = tl.load(x_ptrs + back, mask=mask_d & (known >= 2), other=0.0)
     for j in range(count):
         node = known + j
         gain = tl.load(b_ptr + node * K)
@@ -88,15 +97,26 @@ def _guess_kernel(
             z = tl.load(z_ptrs, mask=mask_d, other=0.0).to(dtype)
             new += tl.load(c_ptr + node) * z
         if NOISE == NOISE_COUNTER:
-            z = philox_normal_1d(seed, node.to(tl.int32), STREAM_STEP, quarter, dtype)
+            z = philox_normal_1d(seed, node, STREAM_STEP, quarter, dtype)
             new += tl.load(c_ptr + node) * z
-        tl.store(x_ptrs + ((node + 1) % ring) * stride_x_r, new, mask=mask_d)
+        tl.store(x_ptrs + _at(node + 1, ring, stride_x_r), new, mask=mask_d)
         x_2 = x_1
         x_1 = x_now
         x_now = new
 
 
-def predict_guess_triton(x, x0, slot, known, count, max_count, coefficients, *, z, seeds):
+def predict_guess_triton(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    slot: torch.Tensor,
+    known: torch.Tensor,
+    count: torch.Tensor,
+    max_count: int,
+    coefficients: Coefficients,
+    *,
+    z: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+) -> None:
     """Launch; arguments as `predict_guess_`."""
     num_elements = x.shape[2]
     c = coefficients

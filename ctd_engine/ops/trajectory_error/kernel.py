@@ -50,7 +50,13 @@ def _error_kernel(
     tl.store(finite_ptr + entry, num_finite)
 
 
-def trajectory_error_triton(partials, num_elements, threshold, start, length):
+def trajectory_error_triton(
+    partials: torch.Tensor,
+    num_elements: int,
+    threshold: torch.Tensor,
+    start: torch.Tensor,
+    length: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch; arguments as `trajectory_error`."""
     num_windows, max_length, num_blocks = partials.shape
     accepted, finite = torch.empty_like(start), torch.empty_like(start)
