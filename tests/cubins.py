@@ -96,19 +96,22 @@ def window_calls():
             if size == "odd" and (m_dtype != torch.float32 or clip is not None):
                 continue
             update_and_guess(order, noise, guided, clip, m_dtype, num_elements)
+    # states in fp64, where neither guidance nor clipping changes the types
+    for order, noise in itertools.product((1, 2, 3), ("none", "given", "counter")):
+        update_and_guess(order, noise, False, None, torch.float64, 4096, torch.float64)
 
 
-def update_and_guess(order, noise, guided, clip, m_dtype, num_elements):
+def update_and_guess(order, noise, guided, clip, m_dtype, num_elements, dtype=torch.float32):
     slots, ring, nodes = 2, 16 + order, 20
-    x = torch.zeros(slots, ring, num_elements)
-    table, vector = torch.zeros(nodes, order), torch.zeros(nodes)
+    x = torch.zeros(slots, ring, num_elements, dtype=dtype)
+    table, vector = torch.zeros(nodes, order, dtype=dtype), torch.zeros(nodes, dtype=dtype)
     c = Coefficients(table, table, vector, table, vector, vector, clip)
     index = torch.arange(slots)
     length = torch.full((slots,), 16)
     rows = torch.arange(32)
     w = Windows(index, index, length, 16 * index, rows, rows, rows, rows, 16)
     m = torch.zeros(32, num_elements, dtype=m_dtype)
-    z, seeds = torch.zeros(32, num_elements), index
+    z, seeds = torch.zeros(32, num_elements, dtype=dtype), index
     given = dict(
         z=z if noise == "given" else None,
         seeds=seeds if noise == "counter" else None,
@@ -117,7 +120,7 @@ def update_and_guess(order, noise, guided, clip, m_dtype, num_elements):
     for blocks in (Blocks(0, 512, 4), Blocks(0, 128, 1), Blocks(128, 8, 8), Blocks(16, 64, 8)):
         picard.launch(x, x, m, w, c, **given, **null, blocks=blocks)
     if given["z"] is not None:
-        given["z"] = torch.zeros(slots, 16, num_elements)
+        given["z"] = torch.zeros(slots, 16, num_elements, dtype=dtype)
     for size in (num_elements, 64):
         guess.predict_guess_triton(
             x[:, :, :size], x[:, :, :size], index, index, length, 16, c, **given

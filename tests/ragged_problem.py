@@ -13,12 +13,12 @@ NUM_NODES, RING, NUM_SLOTS = 23, 9, 5
 ENTRIES = [(3, 0, 4), (0, 6, 6), (4, 17, 6), (1, 5, 1)]
 
 
-def problem(order, num_elements, dtype, *, clip=None, seed=0):
+def problem(order, num_elements, dtype, *, clip=None, seed=0, device="cpu"):
     """Coefficients and a ring in which only the points that may be read hold numbers."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
     a, b = randn(NUM_NODES, order), randn(NUM_NODES, order)
     for i in range(order - 1):
@@ -32,7 +32,7 @@ def problem(order, num_elements, dtype, *, clip=None, seed=0):
         Q=randn(NUM_NODES),
         clip=clip,
     )
-    x = torch.full((NUM_SLOTS, RING, num_elements), math.nan, dtype=dtype)
+    x = torch.full((NUM_SLOTS, RING, num_elements), math.nan, dtype=dtype, device=device)
     x0 = x.clone()
     for slot, start, length in ENTRIES:
         for node in range(max(start - order + 1, 0), start + length + 1):
@@ -44,8 +44,10 @@ def problem(order, num_elements, dtype, *, clip=None, seed=0):
         for entry, (slot, start, length) in enumerate(ENTRIES)
         for node in range(start, start + length)
     ]
-    row_slot, row_node, row_entry, row_offset = (torch.tensor(c) for c in zip(*rows, strict=True))
-    slot, start, length = (torch.tensor(c) for c in zip(*ENTRIES, strict=True))
+    row_slot, row_node, row_entry, row_offset = (
+        torch.tensor(c, device=device) for c in zip(*rows, strict=True)
+    )
+    slot, start, length = (torch.tensor(c, device=device) for c in zip(*ENTRIES, strict=True))
     first_row = length.cumsum(0) - length
     windows = Windows(
         slot, start, length, first_row, row_slot, row_node, row_entry, row_offset, int(length.max())
