@@ -8,7 +8,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 # build tools are pinned too; torch is never one of them
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu-check lint format clean
 
 demo: $(STAMP)
 	$(BIN)/ctd-engine demo $(ARGS)
@@ -18,6 +18,11 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# on a machine with a GPU, with its own python3, torch and Triton: nothing is downloaded
+gpu-check:
+	CTD_BUILD_EXT=1 $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 lint: $(LINT_STAMP)
 	$(BIN)/ruff check .

@@ -117,7 +117,13 @@ def update_and_guess(order, noise, guided, clip, m_dtype, num_elements, dtype=to
         seeds=seeds if noise == "counter" else None,
     )
     null = dict(m_null=m if guided else None, guidance_scale=2.0)
-    for blocks in (Blocks(0, 512, 4), Blocks(0, 128, 1), Blocks(128, 8, 8), Blocks(16, 64, 8)):
+    # the largest blocks, which need the most registers, in all combinations
+    shapes = [Blocks(0, 512, 4), Blocks(16, 64, 8)]
+    if dtype == torch.float64:
+        shapes = [Blocks(0, 256, 4), Blocks(16, 32, 8)]
+    elif clip is None and m_dtype == torch.float32:
+        shapes += [Blocks(0, 128, 1), Blocks(128, 8, 8)]
+    for blocks in shapes:
         picard.launch(x, x, m, w, c, **given, **null, blocks=blocks)
     if given["z"] is not None:
         given["z"] = torch.zeros(slots, 16, num_elements, dtype=dtype)

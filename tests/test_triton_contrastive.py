@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from closeness import assert_close_to_reference
 
+from closeness import assert_close_to_reference
 from ctd_engine import ContrastiveDiffusionLoss, schedules
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from closeness import assert_close_to_reference
 
+from closeness import assert_close_to_reference
 from ctd_engine import ParallelSampler
 from ctd_engine.noise import philox_4x32, philox_normal
 from ctd_engine.ops._dispatch import triton_unavailable_reason
@@ -28,7 +28,7 @@ if triton_unavailable_reason() is not None:
 import triton
 import triton.language as tl
 
-from ctd_engine.ops._device import philox_normal_1d, philox_normal_2d
+from ctd_engine.ops._device import _box_muller, philox_normal_1d, philox_normal_2d
 from ctd_engine.ops.picard_update.kernel import launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -309,6 +309,22 @@ def test_philox_normals_are_the_reference():
     _normals_kernel[(1,)](exact, seeds, 1024, 0)
     want = philox_normal(seeds.cpu(), node, 4096, dtype=torch.float64)[0]
     torch.testing.assert_close(exact.cpu(), want, rtol=0.0, atol=1e-14)
+
+
+@triton.jit
+def _box_muller_kernel(out_ptr):
+    zero = tl.arange(0, 2).to(tl.uint32) * 0
+    cos, sin = _box_muller(zero, zero, tl.float32)
+    tl.store(out_ptr + tl.arange(0, 2), cos)
+    tl.store(out_ptr + 2 + tl.arange(0, 2), sin)
+
+
+def test_a_word_of_zero_is_a_finite_normal():
+    """log(0) is one word in 2^32: it counts as the word 1."""
+    out = torch.empty(4, device=DEVICE)
+    _box_muller_kernel[(1,)](out)
+    largest = math.sqrt(2.0 * 32.0 * math.log(2.0))
+    assert out.tolist() == pytest.approx([largest, largest, 0.0, 0.0])
 
 
 def test_philox_tile_has_the_rows_of_its_nodes():

@@ -51,18 +51,27 @@ def reduction_blocks(num_rows: int, num_elements: int) -> tuple[int, Blocks]:
     return max(1, min(most, ceil_div(FULL, max(num_rows, 1)))), blocks
 
 
-def scan(num_windows: int, max_length: int, num_elements: int, *, first_order: bool) -> Blocks:
+def scan(
+    num_windows: int,
+    max_length: int,
+    num_elements: int,
+    *,
+    first_order: bool,
+    element_size: int = 4,
+) -> Blocks:
     """Walk along the window with a block of D per program, or scan all of it in parallel.
 
     Walking reads and writes every number once, and fills the GPU when there are many blocks. With
     fewer, a tile [L, D] per program takes log L steps where walking takes L, each of them a trip
     to memory.
     """
-    for elements, num_warps in ((512, 4), (128, 1)):
+    # as many bytes of each operand per thread in fp64 as in fp32
+    scale = element_size // 4
+    for elements, num_warps in ((512 // scale, 4), (128 // scale, 1)):
         if num_elements >= elements and num_windows * ceil_div(num_elements, elements) >= FULL:
             return Blocks(0, elements, num_warps)
     if first_order and 1 < max_length <= MAX_PARALLEL_LENGTH:
         length = power_of_two(max_length)
-        elements = min(max(power_of_two(num_elements), 4), MAX_TILE // length, 64)
-        return Blocks(length, elements, 8 if length * elements > 512 else 4)
-    return Blocks(0, min(max(power_of_two(num_elements), 4), 128), 1)
+        elements = min(max(power_of_two(num_elements), 4), MAX_TILE // scale // length, 64 // scale)
+        return Blocks(length, elements, 8 if length * elements * scale > 512 else 4)
+    return Blocks(0, min(max(power_of_two(num_elements), 4), 128 // scale), 1)

@@ -348,6 +348,7 @@ def picard_update_triton(
             windows.max_length,
             x.shape[2],
             first_order=coefficients.is_first_order,
+            element_size=x.element_size(),
         ),
     )
 

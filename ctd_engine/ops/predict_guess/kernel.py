@@ -120,7 +120,9 @@ def predict_guess_triton(
     """Launch; arguments as `predict_guess_`."""
     num_elements = x.shape[2]
     c = coefficients
-    blocks = _tuning.scan(len(slot), max_count, num_elements, first_order=False)
+    blocks = _tuning.scan(
+        len(slot), max_count, num_elements, first_order=False, element_size=x.element_size()
+    )
     given = z if z is not None else x
     noise = NOISE_GIVEN if z is not None else NOISE_COUNTER if seeds is not None else NOISE_NONE
     _guess_kernel[(len(slot), _tuning.ceil_div(num_elements, blocks.elements))](

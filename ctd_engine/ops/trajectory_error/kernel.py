@@ -38,13 +38,12 @@ def _error_kernel(
         total += tl.load(partial_ptrs + block, mask=inside, other=0.0)
     error = total / num_elements
     threshold = tl.load(threshold_ptr + start + 1 + offs_l, mask=inside, other=0.0)
-    # NaN compares false both times: never converged, never finite
-    is_converged = inside & (error <= threshold)
+    # NaN compares false both times: never converged, never finite; the mask of the second ends
+    # both counts at the window's length, since accepted is at most num_finite
+    is_converged = error <= threshold
     is_finite = inside & (error < float("inf"))
     num_converged = tl.min(tl.where(is_converged, BLOCK_L, offs_l), axis=0).to(tl.int64)
     num_finite = tl.min(tl.where(is_finite, BLOCK_L, offs_l), axis=0).to(tl.int64)
-    # BLOCK_L may equal the length, and is then what an unbroken run counts
-    num_finite = tl.minimum(num_finite, length)
     accepted = tl.maximum(tl.minimum(num_converged + 1, num_finite), 1)
     tl.store(accepted_ptr + entry, accepted)
     tl.store(finite_ptr + entry, num_finite)

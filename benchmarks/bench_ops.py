@@ -1,0 +1,41 @@
+"""Times of the operations: eager, compiled and fused, with the bytes that they move.
+
+pytest benchmarks/bench_ops.py --benchmark-only -s            small sizes, on the CPU: eager only
+make gpu-check                                                all sizes and providers, on a GPU
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from op_cases import LARGE, PROVIDERS, SMALL, is_correct, provider_call
+
+HAS_GPU = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
+def test_eager_on_the_cpu(benchmark, case):
+    """The reference. The interpreter's times mean nothing, so the kernels are not timed here."""
+    inputs, call = case.make("cpu", 0), provider_call(case, "eager")
+    benchmark.pedantic(call, args=(inputs,), rounds=10, warmup_rounds=2)
+    benchmark.extra_info["num_bytes"] = case.num_bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("case", SMALL + LARGE, ids=[case.name for case in SMALL + LARGE])
+def test_on_the_gpu(benchmark, case, provider):
+    from gpu_timing import measure
+
+    assert is_correct(case, provider, "cuda"), "wrong numbers get no time"
+    median, p20, p80 = benchmark.pedantic(measure, args=(case, provider), rounds=1)
+    benchmark.extra_info.update(
+        provider=provider,
+        median_us=median,
+        p20_us=p20,
+        p80_us=p80,
+        num_bytes=case.num_bytes,
+        gigabytes_per_s=case.num_bytes / median / 1e3,
+    )
