@@ -1,7 +1,7 @@
 """Times of the operations: eager, compiled and fused, with the bytes that they move.
 
-pytest benchmarks/bench_ops.py --benchmark-only -s            small sizes, on the CPU: eager only
-make gpu-check                                                all sizes and providers, on a GPU
+pytest benchmarks/bench_ops.py --benchmark-only -s        small sizes, eager and compiled, on a CPU
+make gpu-check                                            all sizes and providers, on a GPU
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from op_cases import LARGE, PROVIDERS, SMALL, is_correct, provider_call
 HAS_GPU = torch.cuda.is_available()
 
 
+@pytest.mark.parametrize("provider", ["eager", "compile"])
 @pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
-def test_eager_on_the_cpu(benchmark, case):
-    """The reference. The interpreter's times mean nothing, so the kernels are not timed here."""
-    inputs, call = case.make("cpu", 0), provider_call(case, "eager")
+def test_on_the_cpu(benchmark, case, provider):
+    """The interpreter's times mean nothing, so the kernels themselves are not timed here."""
+    assert is_correct(case, provider, "cpu"), "wrong numbers get no time"
+    inputs, call = case.make("cpu", 0), provider_call(case, provider)
     benchmark.pedantic(call, args=(inputs,), rounds=10, warmup_rounds=2)
     benchmark.extra_info["num_bytes"] = case.num_bytes
 

@@ -72,4 +72,4 @@ def test_aligned_rows_are_loaded_16_bytes_at_a_time(cubins):
         if cubin["is_aligned"] and full and "*fp32" in cubin["types"]:
             assert cubin["has_16_byte_loads"], cubin
             checked += 1
-    assert checked > 1000
+    assert checked > 500

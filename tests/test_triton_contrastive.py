@@ -170,12 +170,13 @@ def test_opcheck():
     torch.library.opcheck(contrastive_reduction_fused, tuple(inputs.values()))
 
 
-def test_under_torch_compile():
-    """One graph without a break, forward and backward."""
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_under_torch_compile(backend):
+    """The public function is one graph without a break, forward and backward."""
     inputs = make_inputs((2, 3, 5), torch.float32)
 
     def total(out_alpha):
-        loss, delta = contrastive_reduction_fused(*{**inputs, "out_alpha": out_alpha}.values())
+        loss, delta = contrastive_reduction(**{**inputs, "out_alpha": out_alpha}, backend=backend)
         return loss.sum() + delta.sum()
 
     grads = []

@@ -5,6 +5,7 @@ See README.md in this folder for the derivation and the gradient.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ctd_engine.ops._dispatch import check_name, resolve
@@ -46,7 +47,8 @@ def contrastive_reduction(
     Raises:
         TypeError: if an argument is not a floating-point tensor (`y` may be an integer tensor).
         ValueError: if shapes or devices do not fit, a point has no draws, `y` holds anything but
-            +1 and -1 (checked on the CPU only, where it costs no wait), or the backend is unknown.
+            +1 and -1 (looked at on the CPU only, and not under torch.compile), or the backend is
+            unknown.
         RuntimeError: "triton" cannot run on these tensors, or is asked for another gradient.
     """
     _check(eps, out_alpha, out_beta, weight, b, y)
@@ -106,5 +108,7 @@ def _check(
                 f"{name} must have shape {tuple(shape)} = {letters} to fit eps, "
                 f"got {tuple(named[name].shape)}"
             )
-    if y.device.type == "cpu" and not bool((y.abs() == 1).all()):
+    # the value decides, which a traced graph cannot hold and another device would wait for
+    can_look = y.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and not bool((y.abs() == 1).all()):
         raise ValueError("y must hold only +1 (data) and -1 (noise added), got other values")
