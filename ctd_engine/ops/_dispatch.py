@@ -13,14 +13,20 @@ __all__ = ["BACKENDS", "check_name", "resolve", "triton_unavailable_reason", "us
 BACKENDS = ("reference", "triton")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def uses_interpreter() -> bool:
     """Whether Triton kernels run in its interpreter, on the CPU; read when kernels are imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def triton_unavailable_reason() -> str | None:
     """Why Triton cannot be imported; None when it can."""
+    return _import_triton()
+
+
+@cache
+def _import_triton() -> str | None:
     try:
         importlib.import_module("triton")
     except ImportError as error:
