@@ -12,6 +12,7 @@ import torch
 
 from closeness import assert_close_to_reference
 from ctd_engine import ParallelSampler
+from ctd_engine.noise import _box_muller as reference_box_muller
 from ctd_engine.noise import philox_4x32, philox_normal
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from ctd_engine.ops._tuning import Blocks, ceil_div, power_of_two, reduction_blocks, scan
@@ -293,22 +294,52 @@ def test_philox_words_are_the_reference_bit_for_bit(seed):
 
 
 def test_philox_normals_are_the_reference():
-    """fp32: 99.9 % within 2 units in the last place and all within 4; fp64 to 1e-14."""
+    """fp32: within 2 units in the last place; the reference is rounded once. fp64: to 1e-14."""
     apart = []
-    for seed in range(16):
+    for seed in range(64):
         seeds, node = torch.tensor([seed * 7919**4], device=DEVICE), torch.tensor([7])
-        out = torch.empty(4096, device=DEVICE)
-        _normals_kernel[(1,)](out, seeds, 1024, 0)
-        want = philox_normal(seeds.cpu(), node, 4096)[0].numpy()
+        out = torch.empty(16384, device=DEVICE)
+        _normals_kernel[(1,)](out, seeds, 4096, 0)
+        want = philox_normal(seeds.cpu(), node, 16384)[0].numpy()
         apart.append(np.abs(out.cpu().numpy() - want) / np.spacing(np.abs(want)))
     ulps = np.concatenate(apart)
-    print(f"ulps: max {ulps.max():.1f}, above 2: {(ulps > 2).mean():.2e}")
-    assert (ulps > 2).mean() < 1e-3
-    assert ulps.max() <= 4
+    print(f"ulps: max {ulps.max():.1f}, above 1: {(ulps > 1).mean():.2e}")
+    assert ulps.max() <= 2
     exact = torch.empty(4096, dtype=torch.float64, device=DEVICE)
     _normals_kernel[(1,)](exact, seeds, 1024, 0)
     want = philox_normal(seeds.cpu(), node, 4096, dtype=torch.float64)[0]
     torch.testing.assert_close(exact.cpu(), want, rtol=0.0, atol=1e-14)
+
+
+@triton.jit
+def _pairs_kernel(word_ptr, out_ptr, Q: tl.constexpr):
+    i = tl.arange(0, Q)
+    radius = tl.load(word_ptr + i).to(tl.uint32)
+    angle = tl.load(word_ptr + Q + i).to(tl.uint32)
+    cos, sin = _box_muller(radius, angle, tl.float32)
+    tl.store(out_ptr + i, cos)
+    tl.store(out_ptr + Q + i, sin)
+
+
+@pytest.mark.parametrize("where", ["small words", "large words", "eighths of a turn"])
+def test_normals_of_unusual_words(where):
+    """Radii from the largest to 0, and angles beside the seams of the reduction."""
+    count = 1 << 14
+    i = torch.arange(count)
+    words = torch.randint(0, 2**32, (2, count), generator=torch.Generator().manual_seed(0))
+    if where == "small words":
+        words[0] = i
+    elif where == "large words":
+        words[0] = 2**32 - 1 - 7 * i
+    else:
+        # fp32 words beside each seam
+        words[1] = ((i % 8) * 2**29 + (i // 8 - count // 16) * 128) % 2**32
+    out = torch.empty(2, count, device=DEVICE)
+    _pairs_kernel[(1,)](words.to(DEVICE), out, count)
+    want = torch.stack(reference_box_muller(*words)).float().numpy()
+    # where a coordinate is 0 the reference's cosine of pi / 2 is 1e-16
+    apart = np.abs(out.cpu().numpy() - want) / np.maximum(np.spacing(np.abs(want)), 1e-15)
+    assert apart.max() <= 2
 
 
 @triton.jit
