@@ -29,18 +29,19 @@ class Case:
     eta: float
     num_steps: int
     window_size: int
-    # bounds of ours, and ParaDiGMS's published-form rounds, that the tests hold us to
+    # bounds of ours, and ParaDiGMS's own numbers, that the tests hold us to
     max_rounds: float
     max_evaluations: float
     paradigms_rounds: float
+    paradigms_evaluations: int
 
 
 CASES = (
-    Case("DDPM-1000, window 32", 1.0, 1000, 32, 46.0, 1350, 79.4),
-    Case("DDPM-1000, window 100", 1.0, 1000, 100, 28.0, 2150, 39.0),
-    Case("DDIM-100 eta=1, full window", 1.0, 100, 100, 17.0, 385, 25.2),
-    Case("DDIM-100 eta=0, full window", 0.0, 100, 100, 12.5, 290, 11.6),
-    Case("DDIM-25 eta=0, full window", 0.0, 25, 25, 8.5, 56, 7.0),
+    Case("DDPM-1000, window 32", 1.0, 1000, 32, 46.0, 1350, 79.4, 2465),
+    Case("DDPM-1000, window 100", 1.0, 1000, 100, 28.0, 2150, 39.0, 3398),
+    Case("DDIM-100 eta=1, full window", 1.0, 100, 100, 17.0, 385, 25.2, 1133),
+    Case("DDIM-100 eta=0, full window", 0.0, 100, 100, 12.5, 290, 11.6, 313),
+    Case("DDIM-25 eta=0, full window", 0.0, 25, 25, 8.5, 56, 7.0, 61),
 )
 
 
@@ -65,9 +66,23 @@ def sampler(case: Case, *, paradigms: bool) -> ParallelSampler:
     )
 
 
+def draws(case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """The random numbers behind the published table: x_0, then every z, from torch's generator.
+
+    Means of five seeds scatter by up to 8 %: DDIM-25 takes ParaDiGMS 7.0 rounds with these draws
+    and 7.5 +- 0.03 over 400 seeds. Only equal draws can be compared to 5 %.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (NUM_SAMPLES, 64)
+    return {
+        "x_init": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "noise": torch.randn(case.num_steps, *shape, generator=generator, dtype=torch.float64),
+    }
+
+
 def run(case: Case, *, paradigms: bool, seed: int) -> SampleResult:
     """Sample the case once."""
-    result = sampler(case, paradigms=paradigms).sample(NUM_SAMPLES, seed=seed)
+    result = sampler(case, paradigms=paradigms).sample(NUM_SAMPLES, **draws(case, seed))
     if not result.all_converged:
         raise RuntimeError(f"{case.name}: {result.stop_reasons}")
     return result
