@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ctd_engine.noise import CounterNoise, NoiseSource
@@ -15,6 +17,7 @@ from ctd_engine.solvers import SolverTable
 __all__ = ["TrajectoryStore", "picard_slopes", "solver_coefficients", "to_windows"]
 
 METHODS = ("picard", "order_k", "data")
+GUESSES = ("predicted", "copy")
 
 
 def picard_slopes(table: SolverTable, method: str) -> torch.Tensor:
@@ -51,6 +54,13 @@ def solver_coefficients(
     )
 
 
+def copying(c: Coefficients) -> Coefficients:
+    """The recurrence that repeats its last state: ParaDiGMS's first guess."""
+    a = torch.zeros_like(c.A)
+    a[:, 0] = 1.0
+    return replace(c, A=a, B=torch.zeros_like(c.B), C=torch.zeros_like(c.C))
+
+
 def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
     """The round's decisions as tensors on the sampler's device."""
 
@@ -81,6 +91,7 @@ class TrajectoryStore:
         window_size: int,
         num_elements: int,
         method: str,
+        guess: str,
         tolerance: float,
         noise: NoiseSource,
         dtype: torch.dtype,
@@ -92,6 +103,10 @@ class TrajectoryStore:
         self.x0 = torch.zeros_like(self.x)
         self._table = table
         self._coefficients = solver_coefficients(table, method, dtype, device)
+        self._guesses_noise = guess == "predicted" and table.is_stochastic
+        self._guess_coefficients = (
+            self._coefficients if guess == "predicted" else copying(self._coefficients)
+        )
         self._input_scale = table.input_scale.to(device=device, dtype=dtype)
         # at least fp32: timesteps above 256 are not exact in bf16
         self._model_time = table.model_time.to(device=device, dtype=dtype)
@@ -110,40 +125,33 @@ class TrajectoryStore:
         self.x0[slot] = 0.0
         self.x[slot, 0] = x_initial
 
-    def guess(self, plan: RoundPlan, how: str) -> None:
+    def guess(self, plan: RoundPlan) -> None:
         """Fill the points of the plan's windows that hold nothing yet."""
         count = plan.start + plan.length - plan.known
-        # before the first model call there is no x0 to hold
-        predicted = (count > 0) & (plan.known > 0) & (how == "predicted")
-        copied = (count > 0) & ~predicted
-        for entry in copied.nonzero()[0]:
-            slot, known = plan.slot[entry], plan.known[entry]
-            nodes = torch.arange(known + 1, known + 1 + count[entry], device=self.x.device)
-            ring = self.x.shape[1]
-            self.x[slot, nodes % ring] = self.x[slot, known % ring].clone()
-        if predicted.any():
-            device = self.x.device
-            slot, sample, known, counts = (
-                torch.from_numpy(values[predicted]).to(device)
-                for values in (plan.slot, plan.sample, plan.known, count)
-            )
-            predict_guess_(
-                self.x,
-                self.x0,
-                slot,
-                known,
-                counts,
-                int(count[predicted].max()),
-                self._coefficients,
-                **self._guess_noise(sample, known, counts),
-                backend=self._backend,
-            )
+        is_open = count > 0
+        if not is_open.any():
+            return
+        slot, sample, known, counts = (
+            torch.from_numpy(values[is_open]).to(self.x.device)
+            for values in (plan.slot, plan.sample, plan.known, count)
+        )
+        predict_guess_(
+            self.x,
+            self.x0,
+            slot,
+            known,
+            counts,
+            int(count.max()),
+            self._guess_coefficients,
+            **self._guess_noise(sample, known, counts),
+            backend=self._backend,
+        )
 
     def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, count: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         # seeds where the noise comes from a counter, else the noise itself, padded
-        if not self._table.is_stochastic:
+        if not self._guesses_noise:
             return {}
         if isinstance(self._noise, CounterNoise):
             return {"seeds": self._noise.seeds(sample)}

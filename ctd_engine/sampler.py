@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ctd_engine import _checks
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._sequential import SequentialSampler
-from ctd_engine._trajectory import METHODS, TrajectoryStore, to_windows
+from ctd_engine._trajectory import GUESSES, METHODS, TrajectoryStore, to_windows
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import (
@@ -31,7 +31,6 @@ from ctd_engine.solvers import SolverTable
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]
 
 AUTO_WINDOW = 32
-GUESSES = ("predicted", "copy")
 # the scheduler's codes, in its order
 REASONS = (
     StopReason.CONVERGED,
@@ -196,6 +195,7 @@ class ParallelSampler(SamplerBase):
             window_size=self.window_size,
             num_elements=request.num_elements,
             method=self.method,
+            guess=self._guess,
             tolerance=self.tolerance,
             noise=request.noise,
             dtype=self.dtype,
@@ -226,7 +226,7 @@ class ParallelSampler(SamplerBase):
                     if in_slot[slot] != entrant:
                         in_slot[slot] = entrant
                         store.admit(int(slot), request.initial(int(entrant)))
-                store.guess(plan, self._guess)
+                store.guess(plan)
                 windows = to_windows(plan, self.device)
                 sample, row_sample = (
                     torch.from_numpy(values).to(self.device)

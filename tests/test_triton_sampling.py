@@ -206,6 +206,23 @@ def test_guess_matches_reference(order, noise, num_elements):
     assert not torch.equal(states[0].nan_to_num(0.5), x.nan_to_num(0.5))
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_guess_holds_nothing_before_the_first_model_call(order, backend):
+    """known = 0 in a ring of NaN; an entry with no new points is left alone."""
+    c, x, x0, _, _, _ = problem(order, 6, torch.float64, device=DEVICE)
+    x.fill_(math.nan)
+    x[1, 0], x0[:] = 2.0, math.nan
+    slot, known, count = (torch.tensor(v, device=DEVICE) for v in ([1, 2], [0, 3], [2, 0]))
+    predict_guess_(x, x0, slot, known, count, 2, c, backend=backend)
+    first = c.A[0, 0] * 2.0
+    second = c.A[1, 0] * first + (c.A[1, 1] * 2.0 if order > 1 else 0.0)
+    torch.testing.assert_close(x[1, 1], first.expand(6), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(x[1, 2], second.expand(6), rtol=1e-12, atol=0.0)
+    assert x[[0, 2, 3, 4]].isnan().all()
+    assert x[1, 3:].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("num_elements", [1, 7, 600])
 def test_gather_matches_reference(num_elements, dtype):

@@ -27,11 +27,12 @@ def predict_guess_(
     """Write nodes known + 1 .. known + count of every slot into x, without a model call.
 
     The x0 estimate of the last evaluated node, known - 1, is held and the solver's recurrence run
-    from node `known` with the true noise of every step.
+    from node `known` with the true noise of every step. Before the first model call, at known = 0,
+    there is no estimate and 0 is held.
 
     Args:
         x, x0: rings [S, R, D].
-        slot, known, count: int64 [A]; known >= 1, count >= 1.
+        slot, known, count: int64 [A]; an entry with count 0 is left alone.
         max_count: the largest count, known to the host.
         coefficients: the solver, in the dtype of x.
         z: explicit standard normal noise of nodes known + j, [A, max_count, D].

@@ -65,18 +65,21 @@ def _guess_kernel(
     count = tl.load(count_ptr + entry).to(tl.int32)
     slot = tl.load(slot_ptr + entry)
     x_ptrs = x_ptr + slot * stride_x_s + offs_d
-    held_ptrs = x0_ptr + slot * stride_x0_s + _at(known - 1, ring, stride_x0_r) + offs_d
-    held = tl.load(held_ptrs, mask=mask_d, other=0.0)
+    last = tl.maximum(known - 1, 0)
+    mask_last = mask_d & (known >= 1)
+    held_ptrs = x0_ptr + slot * stride_x0_s + _at(last, ring, stride_x0_r) + offs_d
+    # before the first model call nothing is held
+    held = tl.load(held_ptrs, mask=mask_last, other=0.0)
     seed = tl.zeros((), dtype=tl.int64)
     if NOISE == NOISE_COUNTER:
         seed = tl.load(seed_ptr + entry)
 
-    # known >= 1, and before node 0 the coefficients are 0
+    # before node 0 the coefficients are 0
     x_now = tl.load(x_ptrs + _at(known, ring, stride_x_r), mask=mask_d, other=0.0)
     x_1 = tl.zeros((BLOCK_D,), dtype=dtype)
     x_2 = x_1
     if K >= 2:
-        x_1 = tl.load(x_ptrs + _at(known - 1, ring, stride_x_r), mask=mask_d, other=0.0)
+        x_1 = tl.load(x_ptrs + _at(last, ring, stride_x_r), mask=mask_last, other=0.0)
     if K >= 3:
         back = _at(tl.maximum(known - 2, 0), ring, stride_x_r)
         x_2 = tl.load(x_ptrs + back, mask=mask_d & (known >= 2), other=0.0)

@@ -28,7 +28,8 @@ def predict_guess_reference_(
 ) -> None:
     """x_{i+1} = sum_k A[i,k] x_{i-k} + (sum_k B[i,k]) x0_hold + C_i z_i for i = known + j."""
     ring, order, c = x.shape[1], coefficients.A.shape[1], coefficients
-    held = x0[slot, (known - 1) % ring]
+    # before the first model call nothing is held; a predecessor's NaN may still lie there
+    held = x0[slot, (known - 1) % ring].where(known[:, None] > 0, 0.0)
     back = (known[:, None] - torch.arange(order, device=x.device)).clamp(min=0)
     states = list(x[slot[:, None], back % ring].unbind(1))
     for j in range(max_count):
