@@ -1,12 +1,18 @@
-// Python bindings of the window scheduler: numpy arrays in and out, nothing of torch.
+// Python bindings of the window scheduler: numpy arrays or addresses, nothing of torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "host_block.h"
 #include "window_scheduler.h"
+#ifdef CTD_HAS_CUDA
+#include "cuda/window_scheduler.h"
+#endif
 
 namespace py = pybind11;
 
@@ -35,6 +41,66 @@ py::list finished_rows(const std::vector<ctd::Finished>& finished) {
   return rows;
 }
 
+std::int64_t* pointer(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
+
+void schedule_begin_host(std::uintptr_t state, std::uintptr_t rows, std::int64_t num_threads) {
+  const ctd::State view(pointer(state), pointer(rows));
+  ctd::run_on_host(num_threads, [&](auto& block) { ctd::schedule_begin(block, view); });
+}
+
+void schedule_step_host(std::uintptr_t state, std::uintptr_t rows, std::uintptr_t accepted,
+                        std::uintptr_t finite, std::int64_t num_threads) {
+  const ctd::State view(pointer(state), pointer(rows));
+  ctd::run_on_host(num_threads, [&](auto& block) {
+    ctd::schedule_step(block, view, pointer(accepted), pointer(finite));
+  });
+}
+
+// The functions of DeviceScheduler, which checks what the addresses point to.
+void define_schedule(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  m.def("schedule_begin", &schedule_begin_host, without_gil, py::arg("state"), py::arg("rows"),
+        py::arg("num_threads"));
+  m.def("schedule_step", &schedule_step_host, without_gil, py::arg("state"), py::arg("rows"),
+        py::arg("accepted"), py::arg("finite"), py::arg("num_threads"));
+}
+
+#ifdef CTD_HAS_CUDA
+constexpr bool kHasCuda = true;
+
+void require_success(const char* error) {
+  if (error != nullptr) {
+    throw std::runtime_error("the scheduling kernel cannot be launched: " + std::string(error));
+  }
+}
+
+void define_schedule_cuda(py::module_& m) {
+  m.def(
+      "schedule_begin_cuda",
+      [](std::uintptr_t state, std::uintptr_t rows, std::int64_t num_slots, std::int64_t max_rows,
+         std::int64_t device, std::uintptr_t stream) {
+        require_success(
+            ctd::schedule_begin_cuda({state, rows, num_slots, max_rows, device, stream}));
+      },
+      py::arg("state"), py::arg("rows"), py::arg("num_slots"), py::arg("max_rows"),
+      py::arg("device"), py::arg("stream"));
+  m.def(
+      "schedule_step_cuda",
+      [](std::uintptr_t state, std::uintptr_t rows, std::uintptr_t accepted, std::uintptr_t finite,
+         std::int64_t num_slots, std::int64_t max_rows, std::int64_t device,
+         std::uintptr_t stream) {
+        require_success(ctd::schedule_step_cuda({state, rows, num_slots, max_rows, device, stream},
+                                                accepted, finite));
+      },
+      py::arg("state"), py::arg("rows"), py::arg("accepted"), py::arg("finite"),
+      py::arg("num_slots"), py::arg("max_rows"), py::arg("device"), py::arg("stream"));
+}
+#else
+constexpr bool kHasCuda = false;
+
+void define_schedule_cuda(py::module_&) {}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -42,13 +108,16 @@ PYBIND11_MODULE(_C, m) {
   py::class_<ctd::WindowScheduler>(m, "WindowScheduler")
       .def(py::init([](std::int64_t num_samples, std::int64_t num_nodes, std::int64_t window_size,
                        std::int64_t max_rows, std::int64_t num_slots, std::int64_t first_length,
-                       std::int64_t max_rounds, bool lockstep) {
-             const ctd::Limits limits{num_nodes, window_size, first_length, max_rounds};
+                       std::int64_t max_rounds, bool lockstep, std::int64_t window_ratio,
+                       std::int64_t first_window) {
+             const ctd::Limits limits{num_nodes,  window_size,  first_length,
+                                      max_rounds, window_ratio, first_window};
              return ctd::WindowScheduler(num_samples, limits, max_rows, num_slots, lockstep);
            }),
            py::kw_only(), py::arg("num_samples"), py::arg("num_nodes"), py::arg("window_size"),
            py::arg("max_rows"), py::arg("num_slots"), py::arg("first_length"),
-           py::arg("max_rounds"), py::arg("lockstep"))
+           py::arg("max_rounds"), py::arg("lockstep"), py::arg("window_ratio"),
+           py::arg("first_window"))
       .def("plan", &plan_columns)
       .def("step",
            [](ctd::WindowScheduler& scheduler, const std::vector<std::int64_t>& accepted,
@@ -61,4 +130,7 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("num_active", &ctd::WindowScheduler::num_active)
       .def_property_readonly("num_waiting", &ctd::WindowScheduler::num_waiting)
       .def_property_readonly("num_finished", &ctd::WindowScheduler::num_finished);
+  define_schedule(m);
+  define_schedule_cuda(m);
+  m.attr("has_cuda") = kHasCuda;
 }

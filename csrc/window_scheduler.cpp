@@ -1,62 +1,80 @@
 #include "window_scheduler.h"
 
-#include <algorithm>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
 namespace ctd {
 
-WindowScheduler::WindowScheduler(std::int64_t num_samples, Limits limits, std::int64_t max_rows,
-                                 std::int64_t num_slots, bool lockstep)
-    : num_samples_(num_samples),
-      limits_(limits),
-      max_rows_(max_rows),
-      lockstep_(lockstep),
-      slots_(static_cast<std::size_t>(num_slots)) {}
+namespace {
 
-std::int64_t WindowScheduler::num_active() const {
-  return std::count_if(slots_.begin(), slots_.end(), [](const Entry& e) { return e.sample >= 0; });
+// Rows that the slots can use at most: a larger budget decides the same and costs memory.
+std::int64_t useful_rows(const Limits& limits, std::int64_t max_rows, std::int64_t num_slots) {
+  const std::int64_t whole = least(limits.window_size, limits.num_nodes);
+  return max_rows / num_slots >= whole ? num_slots * whole : max_rows;
 }
 
-void WindowScheduler::admit() {
-  for (Entry& entry : slots_) {
-    if (entry.sample < 0 && next_sample_ < num_samples_) {
-      entry = Entry{};
-      entry.sample = next_sample_++;
-    }
-  }
+}  // namespace
+
+WindowScheduler::WindowScheduler(std::int64_t num_samples, const Limits& limits,
+                                 std::int64_t max_rows, std::int64_t num_slots, bool is_lockstep)
+    : data_(static_cast<std::size_t>(state_size(num_slots, num_samples))),
+      accepted_(static_cast<std::size_t>(num_slots)),
+      finite_(static_cast<std::size_t>(num_slots)) {
+  max_rows = useful_rows(limits, max_rows, num_slots);
+  rows_.resize(static_cast<std::size_t>(kNumRowColumns * max_rows));
+  data_[kNumSamples] = num_samples;
+  data_[kNumNodes] = limits.num_nodes;
+  data_[kWindowSize] = limits.window_size;
+  data_[kFirstLength] = limits.first_length;
+  data_[kMaxRoundsLimit] = limits.max_rounds;
+  data_[kWindowRatio] = limits.window_ratio;
+  data_[kFirstWindow] = limits.first_window;
+  data_[kMaxRows] = max_rows;
+  data_[kNumSlots] = num_slots;
+  data_[kLockstep] = is_lockstep;
+  schedule_reset(block_, state());
+}
+
+std::int64_t WindowScheduler::num_active() const {
+  const State view = state();
+  std::int64_t count = 0;
+  for (std::int64_t s = 0; s < view.num_slots; ++s) count += view.slot(kSlotSample, s) >= 0;
+  return count;
+}
+
+std::int64_t WindowScheduler::num_waiting() const {
+  return state().num_samples - state().header(kNextSample);
 }
 
 const Plan& WindowScheduler::plan() {
   if (is_planned_) return plan_;
-  admit();
+  const State view = state();
+  schedule_plan(block_, view);
   plan_ = Plan{};
-  std::vector<std::int64_t> wanted;
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_[slot].sample < 0) continue;
-    plan_.slot.push_back(static_cast<std::int64_t>(slot));
-    wanted.push_back(wanted_rows(slots_[slot], limits_));
+  std::vector<std::int64_t> entry_of_slot(static_cast<std::size_t>(view.num_slots));
+  for (std::int64_t s = 0; s < view.num_slots; ++s) {
+    if (view.slot(kSlotSample, s) < 0) continue;
+    entry_of_slot[static_cast<std::size_t>(s)] = static_cast<std::int64_t>(plan_.slot.size());
+    plan_.slot.push_back(s);
+    plan_.sample.push_back(view.slot(kSlotSample, s));
+    plan_.start.push_back(view.slot(kSlotStart, s));
+    plan_.length.push_back(view.slot(kSlotLength, s));
+    plan_.known.push_back(view.slot(kSlotKnown, s));
   }
-  if (wanted.empty()) return plan_;
-  plan_.length.resize(wanted.size());
-  share_rows(wanted.data(), static_cast<std::int64_t>(wanted.size()), max_rows_, round_,
-             plan_.length.data());
-  for (std::size_t a = 0; a < wanted.size(); ++a) {
-    Entry& entry = slots_[static_cast<std::size_t>(plan_.slot[a])];
-    open_window(entry, plan_.length[a]);
-    plan_.sample.push_back(entry.sample);
-    plan_.start.push_back(entry.start);
-    plan_.known.push_back(entry.known);
-    for (std::int64_t offset = 0; offset < entry.length; ++offset) {
-      plan_.row_slot.push_back(plan_.slot[a]);
-      plan_.row_sample.push_back(entry.sample);
-      plan_.row_node.push_back(entry.start + offset);
-      plan_.row_entry.push_back(static_cast<std::int64_t>(a));
-      plan_.row_offset.push_back(offset);
-    }
+  const std::int64_t num_rows = view.header(kNumRows);
+  const auto column = [&](RowColumn c) {
+    return std::vector<std::int64_t>(&view.row(c, 0), &view.row(c, 0) + num_rows);
+  };
+  plan_.row_slot = column(kRowSlot);
+  plan_.row_sample = column(kRowSample);
+  plan_.row_node = column(kRowNode);
+  plan_.row_entry = column(kRowEntry);
+  plan_.row_offset = column(kRowOffset);
+  // active entries only: a row's entry is its place among them
+  for (std::int64_t& entry : plan_.row_entry) {
+    entry = entry_of_slot[static_cast<std::size_t>(entry)];
   }
-  is_planned_ = true;
+  is_planned_ = !plan_.slot.empty();
   return plan_;
 }
 
@@ -81,44 +99,51 @@ std::vector<Finished> WindowScheduler::step(const std::vector<std::int64_t>& acc
                                             const std::vector<std::int64_t>& finite) {
   if (!is_planned_) throw std::invalid_argument("step() needs a planned round: call plan() first");
   check(accepted, finite);
-  std::int64_t together = std::numeric_limits<std::int64_t>::max();
-  for (std::size_t a = 0; a < finite.size(); ++a) {
-    if (finite[a] > 0) together = std::min(together, accepted[a]);
+  for (std::size_t a = 0; a < plan_.slot.size(); ++a) {
+    const std::size_t s = static_cast<std::size_t>(plan_.slot[a]);
+    accepted_[s] = accepted[a];
+    finite_[s] = finite[a];
   }
+  const State view = state();
+  schedule_move(block_, view, accepted_.data(), finite_.data());
   is_planned_ = false;
-  round_ += 1;
-  std::vector<Finished> finished;
-  for (std::size_t a = 0; a < finite.size(); ++a) {
-    const std::int64_t slot = plan_.slot[a];
-    const Reason reason = move_window(slots_[static_cast<std::size_t>(slot)],
-                                      lockstep_ ? together : accepted[a], finite[a], limits_);
-    if (reason != kRunning) finished.push_back(finish(slot, reason));
+  std::vector<Finished> ended;
+  for (std::int64_t s = 0; s < view.num_slots; ++s) {
+    const std::int64_t sample = view.slot(kSlotEndedSample, s);
+    if (sample >= 0) ended.push_back(finished(sample));
   }
-  return finished;
+  return ended;
 }
 
-Finished WindowScheduler::finish(std::int64_t slot, Reason reason) {
-  Entry& entry = slots_[static_cast<std::size_t>(slot)];
-  const Finished result{entry.sample,      slot,        reason,     entry.rounds,
-                        entry.evaluations, entry.start, entry.known};
-  entry = Entry{};
-  num_finished_ += 1;
-  return result;
+Finished WindowScheduler::finished(std::int64_t sample) const {
+  const State view = state();
+  return {sample,
+          view.end(kEndSlot, sample),
+          view.end(kEndReason, sample),
+          view.end(kEndRounds, sample),
+          view.end(kEndEvaluations, sample),
+          view.end(kEndStart, sample),
+          view.end(kEndKnown, sample)};
 }
 
 std::vector<Finished> WindowScheduler::cancel() {
   is_planned_ = false;
-  std::vector<Finished> finished;
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    if (slots_[slot].sample >= 0) {
-      finished.push_back(finish(static_cast<std::int64_t>(slot), kCancelled));
-    }
+  const State view = state();
+  std::vector<Finished> ended;
+  for (std::int64_t s = 0; s < view.num_slots; ++s) {
+    const Entry entry = view.entry(s);
+    if (entry.sample < 0) continue;
+    view.set_end(entry.sample, s, kCancelled, entry);
+    view.set_entry(s, Entry{});
+    ended.push_back(finished(entry.sample));
   }
-  for (; next_sample_ < num_samples_; ++next_sample_) {
-    finished.push_back(Finished{next_sample_, -1, kCancelled, 0, 0, 0, 0});
-    num_finished_ += 1;
+  std::int64_t& next = view.header(kNextSample);
+  for (; next < view.num_samples; ++next) {
+    view.set_end(next, -1, kCancelled, Entry{});
+    ended.push_back(finished(next));
   }
-  return finished;
+  view.header(kNumFinished) += static_cast<std::int64_t>(ended.size());
+  return ended;
 }
 
 }  // namespace ctd

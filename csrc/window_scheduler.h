@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "window_policy.h"
+#include "host_block.h"
+#include "window_state.h"
 
 namespace ctd {
 
@@ -20,8 +21,8 @@ struct Plan {
 
 class WindowScheduler {
  public:
-  WindowScheduler(std::int64_t num_samples, Limits limits, std::int64_t max_rows,
-                  std::int64_t num_slots, bool lockstep);
+  WindowScheduler(std::int64_t num_samples, const Limits& limits, std::int64_t max_rows,
+                  std::int64_t num_slots, bool is_lockstep);
 
   // The round to run now; an empty plan when all samples are finished. The same until `step`.
   const Plan& plan();
@@ -30,25 +31,21 @@ class WindowScheduler {
                              const std::vector<std::int64_t>& finite);
   std::vector<Finished> cancel();
 
-  std::int64_t round() const { return round_; }
+  std::int64_t round() const { return state().header(kRound); }
   std::int64_t num_active() const;
-  std::int64_t num_waiting() const { return num_samples_ - next_sample_; }
-  std::int64_t num_finished() const { return num_finished_; }
+  std::int64_t num_waiting() const;
+  std::int64_t num_finished() const { return state().header(kNumFinished); }
 
  private:
-  void admit();
+  State state() const { return State(data_.data(), rows_.data()); }
   void check(const std::vector<std::int64_t>& accepted,
              const std::vector<std::int64_t>& finite) const;
-  Finished finish(std::int64_t slot, Reason reason);
+  Finished finished(std::int64_t sample) const;
 
-  std::int64_t num_samples_;
-  Limits limits_;
-  std::int64_t max_rows_;
-  bool lockstep_;
-  std::vector<Entry> slots_;  // a free slot holds sample -1
-  std::int64_t next_sample_ = 0;
-  std::int64_t num_finished_ = 0;
-  std::int64_t round_ = 0;
+  // a view of them is how they are read, too
+  mutable std::vector<std::int64_t> data_, rows_;
+  std::vector<std::int64_t> accepted_, finite_;  // [num_slots]
+  SerialBlock block_;
   bool is_planned_ = false;
   Plan plan_;
 };

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,38 +11,12 @@ from ctd_engine import _ext
 from ctd_engine.scheduling import make_scheduler
 from ctd_engine.scheduling.plan import CANCELLED, CONVERGED, DIVERGED, MAX_ROUNDS, RoundPlan
 from ctd_engine.scheduling.python import PyWindowScheduler, share_rows
+from scheduler_problem import BACKENDS, DEFAULTS, NEEDS_EXTENSION, make, step
 
 FIELDS = tuple(RoundPlan.__dataclass_fields__)
-# with CTD_REQUIRE_EXT=1 a missing extension fails the tests instead of skipping them
-NEEDS_EXTENSION = pytest.mark.skipif(
-    _ext.unavailable_reason() is not None and os.environ.get("CTD_REQUIRE_EXT") != "1",
-    reason=f"the extension is not built: {_ext.unavailable_reason()}",
-)
-BACKENDS = [pytest.param("cpp", marks=NEEDS_EXTENSION), "python"]
 # the same examples on every machine
 REPEATABLE = settings(deadline=None, derandomize=True, database=None)
 INT64 = np.iinfo(np.int64)
-
-DEFAULTS = dict(
-    num_samples=3,
-    num_nodes=10,
-    window_size=4,
-    max_rows=100,
-    num_slots=3,
-    first_length=4,
-    max_rounds=10,
-    lockstep=False,
-)
-
-
-def make(backend, **changes):
-    return make_scheduler(**{**DEFAULTS, **changes}, backend=backend)
-
-
-def step(scheduler, accepted, finite=None):
-    lengths = scheduler.plan().length
-    finite = lengths if finite is None else np.array(finite)
-    return scheduler.step(np.minimum(np.array(accepted), lengths), finite)
 
 
 def state(scheduler):
@@ -330,6 +302,11 @@ def test_step_rejects_and_nothing_moves(backend, accepted, finite, match):
         ({"max_rows": 2}, "max_rows must be at least num_slots = 3"),
         ({"lockstep": True, "num_slots": 2}, "num_slots must be at least num_samples"),
         ({"lockstep": True, "max_rows": 11}, "lockstep needs whole windows"),
+        ({"window_ratio": 255}, r"window_ratio must be 0, or from 256 .* to 65536, got 255"),
+        ({"window_ratio": -1}, "window_ratio must be 0, or from 256"),
+        ({"window_ratio": 65537}, "window_ratio must be 0, or from 256"),
+        ({"first_window": 0}, "first_window must be an integer >= 1"),
+        ({"first_window": 5}, "first_window must be at most window_size = 4, got 5"),
         ({"backend": "rust"}, 'backend must be one of "cpp", "python"'),
     ],
     ids=str,

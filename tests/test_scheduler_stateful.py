@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ctd_engine import _ext
 from ctd_engine.scheduling import make_scheduler
 from ctd_engine.scheduling.plan import RoundPlan
+from scheduler_problem import NEEDS_EXTENSION
 
 FIELDS = tuple(RoundPlan.__dataclass_fields__)
 COUNTERS = ("round", "num_active", "num_waiting", "num_finished")
 INT64 = np.iinfo(np.int64)
-# with CTD_REQUIRE_EXT=1 a missing extension fails the test instead of skipping it
-NEEDS_EXTENSION = pytest.mark.skipif(
-    _ext.unavailable_reason() is not None and os.environ.get("CTD_REQUIRE_EXT") != "1",
-    reason=f"the extension is not built: {_ext.unavailable_reason()}",
-)
 
 
 @st.composite
@@ -45,6 +38,8 @@ def configurations(draw):
         first_length=draw(st.sampled_from([1, 2, window_size, window_size + 3])),
         max_rounds=draw(st.sampled_from([1, 3, 10, 100])),
         lockstep=lockstep,
+        window_ratio=draw(st.sampled_from([0, 256, 257, 500, 512, 1000, 65536])),
+        first_window=draw(st.integers(1, window_size)),
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from types import ModuleType
 
 from ctd_engine.scheduling.plan import Finished, IntArray, RoundPlan, require_sizes
+from ctd_engine.scheduling.sizes import Sizes
 
 __all__ = ["CppWindowScheduler"]
 
 
 class CppWindowScheduler:
-    """`PyWindowScheduler`, decision for decision, in C++; sizes are checked by `make_scheduler`."""
+    """`PyWindowScheduler`, decision for decision, in C++; sizes come from `checked_sizes`."""
 
-    def __init__(self, extension: ModuleType, *, lockstep: bool, **sizes: int) -> None:
-        self._scheduler = extension.WindowScheduler(**sizes, lockstep=lockstep)
+    def __init__(self, extension: ModuleType, sizes: Sizes) -> None:
+        self._scheduler = extension.WindowScheduler(**sizes)
         self._plan: RoundPlan | None = None
 
     @property

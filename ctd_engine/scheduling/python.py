@@ -1,4 +1,4 @@
-"""The window scheduler in Python: twin of `csrc/window_scheduler.cpp`, decision for decision."""
+"""The window scheduler in Python: twin of `csrc/schedule.h`, decision for decision."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from ctd_engine.scheduling.plan import (
 
 __all__ = ["PyWindowScheduler", "share_rows"]
 
+# the smoothed advance and its ratio are kept in units of 1/256: integers, equal in any language
+UNIT = 256
+
 
 @dataclass
 class _Entry:
@@ -30,6 +33,7 @@ class _Entry:
     known: int = 0
     rounds: int = 0
     evaluations: int = 0
+    reach: int = 0
 
 
 def share_rows(wanted: list[int], max_rows: int, turn: int) -> list[int]:
@@ -62,6 +66,13 @@ class PyWindowScheduler:
     active sample is evaluated on its window, and `step` moves it. All decisions depend on the
     arguments alone.
 
+    With a `window_ratio` each sample's window follows its reach, the smoothed advance: after a
+    round, reach = (3 reach + advance) / 4, where a window that was accepted whole counts double,
+    because it would have reached further than was seen; a first round of one row, which the first
+    guess needs, does not count. The next window is window_ratio * reach long, rounded up, from 1
+    to `window_size` points. All of it is in integers: reach and ratio in units of 1/256, reach
+    rounded down.
+
     Args:
         num_samples: B.
         num_nodes: N; a sample is finished when its window starts at node N.
@@ -72,6 +83,9 @@ class PyWindowScheduler:
         max_rounds: rounds that a sample may take.
         lockstep: all samples advance by the least advance of any (ParaDiGMS); all must be active
             at once with full windows.
+        window_ratio: length of a window over the smoothed advance, in units of 1/256; 0 keeps
+            windows at `window_size`.
+        first_window: length of a sample's first whole window with a `window_ratio`.
     """
 
     def __init__(
@@ -84,6 +98,8 @@ class PyWindowScheduler:
         first_length: int,
         max_rounds: int,
         lockstep: bool = False,
+        window_ratio: int = 0,
+        first_window: int = 1,
     ) -> None:
         self._num_samples = num_samples
         self._num_nodes = num_nodes
@@ -92,6 +108,8 @@ class PyWindowScheduler:
         self._first_length = first_length
         self._max_rounds = max_rounds
         self._lockstep = lockstep
+        self._window_ratio = window_ratio
+        self._first_reach = UNIT * UNIT * first_window // window_ratio if window_ratio else 0
         self._slots: list[_Entry | None] = [None] * num_slots
         self._next_sample = 0
         self._num_finished = 0
@@ -124,7 +142,7 @@ class PyWindowScheduler:
             return self._plan
         for slot, entry in enumerate(self._slots):
             if entry is None and self._next_sample < self._num_samples:
-                self._slots[slot] = _Entry(self._next_sample)
+                self._slots[slot] = _Entry(self._next_sample, reach=self._first_reach)
                 self._next_sample += 1
         active = [(slot, entry) for slot, entry in enumerate(self._slots) if entry is not None]
         if not active:
@@ -141,7 +159,11 @@ class PyWindowScheduler:
 
     def _wanted(self, entry: _Entry) -> int:
         whole = min(self._window_size, self._num_nodes - entry.start)
-        return min(self._first_length, whole) if entry.rounds == 0 else whole
+        if entry.rounds == 0:
+            return min(self._first_length, whole)
+        if self._window_ratio == 0:
+            return whole
+        return min(max(1, -(-self._window_ratio * entry.reach // UNIT**2)), whole)
 
     def step(self, accepted: IntArray, finite: IntArray) -> list[Finished]:
         """Move every window after a round.
@@ -174,6 +196,11 @@ class PyWindowScheduler:
         return finished
 
     def _move(self, entry: _Entry, advance: int, num_finite: int) -> int | None:
+        # a first round of one row, which the first guess needs, tells nothing of later windows
+        is_telling = entry.length >= 2 or entry.rounds > 0
+        if self._window_ratio > 0 and num_finite > 0 and is_telling:
+            observed = 2 * advance if advance == entry.length else advance
+            entry.reach = (3 * entry.reach + UNIT * observed) // 4
         entry.rounds += 1
         entry.evaluations += entry.length
         entry.known = entry.start + num_finite
