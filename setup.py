@@ -8,7 +8,6 @@ case.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -46,13 +45,21 @@ def compiler() -> str:
     return shlex.split(command or "c++")[0]
 
 
+def has_pybind11() -> bool:
+    try:
+        import pybind11  # noqa: F401 (only whether it is there)
+    except ImportError:
+        return False
+    return True
+
+
 def wants_extension() -> bool:
     if choice("CTD_BUILD_EXT") != "auto":
         return choice("CTD_BUILD_EXT") == "1"
     missing = None
     if shutil.which(compiler()) is None:
         missing = f"no C++ compiler ({compiler()!r} is not found)"
-    elif importlib.util.find_spec("pybind11") is None:
+    elif not has_pybind11():
         missing = "no pybind11"
     if missing is not None:
         print(

@@ -8,7 +8,7 @@ import warnings
 from functools import cache
 from types import ModuleType
 
-__all__ = ["load", "unavailable_reason"]
+__all__ = ["cuda_unavailable_reason", "load", "unavailable_reason"]
 
 
 @cache
@@ -27,6 +27,19 @@ def _warn_once(message: str) -> None:
 def unavailable_reason() -> str | None:
     """Why the extension cannot be loaded; None when it can."""
     return _import()[1]
+
+
+def cuda_unavailable_reason() -> str | None:
+    """Why the extension has no scheduler for CUDA devices; None when it has one."""
+    module, reason = _import()
+    if module is None:
+        return f"the compiled extension ctd_engine._C cannot be loaded: {reason}"
+    if not module.has_cuda:
+        return (
+            "the extension is built without its CUDA part: put nvcc on the PATH or set CUDA_HOME, "
+            "and reinstall the package with CTD_BUILD_CUDA=1"
+        )
+    return None
 
 
 def load(*, required: bool = False) -> ModuleType | None:

@@ -6,12 +6,15 @@ A model is any callable `model(x [R, *shape], t [R], **cond) -> [R, *shape]`. Wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 
 __all__ = ["Denoiser", "Model"]
+
+logger = logging.getLogger("ctd_engine")
 
 Model = Callable[..., torch.Tensor]
 Cond = Mapping[str, Any]
@@ -49,6 +52,8 @@ class Denoiser:
         self._cond = dict(cond or {})
         self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
         self._null: dict[str, Any] | None = None
+        # rows per model call, once memory has run out
+        self._most_rows: int | None = None
         for name, value in self._cond.items():
             if isinstance(value, torch.Tensor) and (
                 value.dim() == 0 or value.shape[0] != num_samples
@@ -99,6 +104,17 @@ class Denoiser:
         return null
 
     @property
+    def signature(self) -> Hashable:
+        """What the cost of a row depends on besides the model: the conditioning's form."""
+        forms = tuple(
+            (name, tuple(value.shape[1:]), value.dtype, value.device)
+            if isinstance(value, torch.Tensor)
+            else (name, type(value))
+            for name, value in sorted(self._cond.items())
+        )
+        return forms, self.evaluations_per_row
+
+    @property
     def guidance_scale(self) -> float:
         """g; 1 without guidance."""
         return self._scale
@@ -110,7 +126,44 @@ class Denoiser:
 
         x [R, D] are scaled inputs, t [R] times, row_sample [R] whose rows they are. With guidance
         both halves go through the model in one call.
+
+        Where the model runs out of memory it is called again with half as many rows at a time, from
+        then on; rows are independent, so that the numbers stay the same and nothing is lost.
         """
+        while True:
+            most = self._most_rows or len(x)
+            try:
+                pieces = (torch.split(values, most) for values in (x, t, row_sample))
+                parts = [self._evaluate(*rows) for rows in zip(*pieces, strict=True)]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or min(most, len(x)) == 1:
+                    raise
+                message = str(error).partition("\n")[0] or type(error).__name__
+            else:
+                break
+            # out of the handler, which holds on to the tensors of the failed call
+            self._halve(min(most, len(x)), message)
+        if len(parts) == 1:
+            return parts[0]
+        m, null = zip(*parts, strict=True)
+        return torch.cat(m), None if self._null is None else torch.cat(null)
+
+    def _halve(self, rows: int, message: str) -> None:
+        if self._most_rows is None:
+            logger.warning(
+                "out of memory in a model call of %d rows (%s); halving the rows per call and "
+                "going on, slower and with the same result; max_rows=%d would avoid it",
+                rows * self.evaluations_per_row,
+                message,
+                rows // 2,
+            )
+        self._most_rows = rows // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _evaluate(
+        self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = len(x)
         inputs = x.view(rows, *self._shape)
         if self._null is None:
@@ -134,6 +187,13 @@ class Denoiser:
                 f"{tuple(out.shape)}; for a learned variance keep the first half of the channels"
             )
         return out.reshape(len(x), -1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _pick(value: torch.Tensor, row_sample: torch.Tensor) -> torch.Tensor:

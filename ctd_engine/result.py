@@ -5,10 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+if TYPE_CHECKING:
+    from ctd_engine.window_plan import WindowPlan
 
 __all__ = ["Callback", "RoundProgress", "RoundRecord", "SampleResult", "SampleStats", "StopReason"]
 
@@ -54,7 +58,8 @@ class SampleStats:
 
     `rounds` counts batched model calls (with guidance both halves ride in one call),
     `evaluations` the model rows in them, `wall_time_s` everything from the call to the return.
-    `state_bytes` are held from the first round to the last, whatever the number of steps.
+    `state_bytes` are held from the first round to the last, whatever the number of steps. `plan` is
+    what `window_size="auto"` predicted before it chose.
     """
 
     rounds: int
@@ -64,6 +69,7 @@ class SampleStats:
     evaluations_per_sample: IntArray
     state_bytes: int
     window_history: list[RoundRecord] = field(default_factory=list)
+    plan: WindowPlan | None = None
 
 
 @dataclass(frozen=True)

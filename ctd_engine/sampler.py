@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time as _time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ctd_engine import _checks
+from ctd_engine._auto_window import follow, make_plan
 from ctd_engine._request import Request, SamplerBase
+from ctd_engine._rounds import REASONS, RoundSettings, run_rounds
 from ctd_engine._sequential import SequentialSampler
-from ctd_engine._trajectory import GUESSES, METHODS, TrajectoryStore, to_windows
+from ctd_engine._trajectory import GUESSES, METHODS
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
-from ctd_engine.result import (
-    Callback,
-    RoundProgress,
-    RoundRecord,
-    SampleResult,
-    SampleStats,
-    StopReason,
-)
+from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
 from ctd_engine.schedules import Schedule
-from ctd_engine.scheduling import Finished, make_scheduler
 from ctd_engine.solvers import SolverTable
+from ctd_engine.window_plan import WindowPlan, expected_reach, observed_reach
 
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]
 
-AUTO_WINDOW = 32
-# the scheduler's codes, in its order
-REASONS = (
-    StopReason.CONVERGED,
-    StopReason.MAX_ROUNDS,
-    StopReason.DIVERGED,
-    StopReason.CANCELLED,
-)
+logger = logging.getLogger("ctd_engine")
 
 
 class ParallelSampler(SamplerBase):
@@ -59,7 +47,9 @@ class ParallelSampler(SamplerBase):
         time: the model's time input: None (the schedule's own), "timestep", "logsnr", "sigma",
             "c_noise" or "flow".
         clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None does not clip.
-        window_size: points per window; "auto" is 32, or all when there are fewer.
+        window_size: points per window; "auto" measures the model, predicts the fastest window (see
+            `plan`) and lets each sample's window follow its own advance. Times differ from run to
+            run and with them the windows and, within the tolerance, the samples.
         tolerance: a point is accepted when its root mean squared change is at most `tolerance`
             times the standard deviation of the noise that the step from it adds.
         method: "picard", "order_k" or "data", the slope of the update (`docs/algorithm.md`).
@@ -122,27 +112,39 @@ class ParallelSampler(SamplerBase):
         )
         _checks.require_choice("method", method, METHODS)
         _checks.require_choice("guess", guess, GUESSES)
-        if window_size == "auto":
-            window_size = AUTO_WINDOW
-        if isinstance(window_size, str):
+        if isinstance(window_size, str) and window_size != "auto":
             raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
+        if window_size == "auto" and lockstep:
+            raise ValueError('lockstep needs a fixed window_size, got "auto"')
         resolve(backend, torch.empty(0, device=self.device))
-        # a window can hold no more than all nodes, nor more rows than a batch
-        self.window_size = min(
-            _checks.require_int("window_size", window_size, minimum=1), self.table.num_nodes
+        nodes = self.table.num_nodes
+        if not isinstance(window_size, str):
+            # a window can hold no more than all nodes
+            window_size = min(_checks.require_int("window_size", window_size, minimum=1), nodes)
+        self.window_size = window_size
+        self._settings = RoundSettings(
+            table=self.table,
+            window_size=1 if isinstance(window_size, str) else window_size,
+            first_window=1 if isinstance(window_size, str) else window_size,
+            window_ratio=0,
+            tolerance=_checks.require_float("tolerance", tolerance, minimum=0.0),
+            method=method,
+            guess=guess,
+            max_rows=_checks.require_int("max_rows", max_rows, minimum=1),
+            max_rounds=(
+                nodes
+                if max_rounds is None
+                else _checks.require_int("max_rounds", max_rounds, minimum=1)
+            ),
+            lockstep=bool(lockstep),
+            dtype=self.dtype,
+            model_dtype=self.model_dtype,
+            device=self.device,
+            backend=backend,
+            scheduler_backend=scheduler_backend,
         )
-        self.tolerance = _checks.require_float("tolerance", tolerance, minimum=0.0)
-        self.method = method
-        self.max_rows = _checks.require_int("max_rows", max_rows, minimum=1)
-        self.max_rounds = (
-            self.table.num_nodes
-            if max_rounds is None
-            else _checks.require_int("max_rounds", max_rounds, minimum=1)
-        )
-        self._guess = guess
-        self._lockstep = bool(lockstep)
-        self._backend = backend
-        self._scheduler_backend = scheduler_backend
+        self._reach = expected_reach(nodes, self._settings.tolerance)
+        self._has_told = False
 
     def sample(
         self,
@@ -180,93 +182,51 @@ class ParallelSampler(SamplerBase):
         begin = _time.perf_counter()
         request = self._request(num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
         with torch.inference_mode():
-            return self._run(request, progress, callback, begin)
-
-    def _run(
-        self, request: Request, progress: bool, callback: Callback | None, begin: float
-    ) -> SampleResult:
-        num_samples, nodes = request.num_samples, self.table.num_nodes
-        # as many samples at a time as fill the batch with whole windows; lockstep needs all
-        fitting = -(-self.max_rows // self.window_size)
-        num_slots = num_samples if self._lockstep else min(num_samples, fitting)
-        store = TrajectoryStore(
-            self.table,
-            num_slots=num_slots,
-            window_size=self.window_size,
-            num_elements=request.num_elements,
-            method=self.method,
-            guess=self._guess,
-            tolerance=self.tolerance,
-            noise=request.noise,
-            dtype=self.dtype,
-            device=self.device,
-            backend=self._backend,
-        )
-        scheduler = make_scheduler(
-            num_samples=num_samples,
-            num_nodes=nodes,
-            window_size=self.window_size,
-            max_rows=self.max_rows,
-            num_slots=num_slots,
-            first_length=1 if self._guess == "predicted" else self.window_size,
-            max_rounds=self.max_rounds,
-            lockstep=self._lockstep,
-            backend=self._scheduler_backend,
-        )
-        samples = request.empty_samples()
-        ends: list[Finished] = []
-        history: list[RoundRecord] = []
-        evaluations = 0
-        bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
-        in_slot = np.full(num_slots, -1)
-        with bar:
-            while (plan := scheduler.plan()) is not None:
-                bar.update(nodes * len(ends) + int(plan.start.sum()) - bar.n)
-                for slot, entrant in zip(plan.slot, plan.sample, strict=True):
-                    if in_slot[slot] != entrant:
-                        in_slot[slot] = entrant
-                        store.admit(int(slot), request.initial(int(entrant)))
-                store.guess(plan)
-                windows = to_windows(plan, self.device)
-                sample, row_sample = (
-                    torch.from_numpy(values).to(self.device)
-                    for values in (plan.sample, plan.row_sample)
-                )
-                x, t = store.model_rows(windows, self.model_dtype)
-                m, m_null = request.denoiser(x, t, row_sample)
-                accepted, finite = store.update(
-                    windows, sample, row_sample, m, m_null, request.denoiser.guidance_scale
-                )
-                # sync: the scheduler runs on the host and needs every window's advance
-                finished = scheduler.step(accepted.cpu().numpy(), finite.cpu().numpy())
-                history.append(RoundRecord(plan.sample, plan.start, plan.length))
-                evaluations += len(x)
-                for end in finished:
-                    self._collect(end, store, samples)
-                ends += finished
-                told = RoundProgress(len(history), evaluations, len(ends), num_samples)
-                if callback is not None and callback(told) is True:
-                    cancelled = scheduler.cancel()
-                    for end in cancelled:
-                        self._collect(end, store, samples)
-                    ends += cancelled
-            bar.update(nodes * len(ends) - bar.n)
-        ends.sort(key=lambda end: end.sample)
+            chosen = self._plan(request) if self.window_size == "auto" else None
+            settings = self._settings if chosen is None else follow(self._settings, chosen)
+            outcome = run_rounds(request, settings, progress=progress, callback=callback)
+        self._reach = observed_reach(outcome.history) or self._reach
+        cost = request.denoiser.evaluations_per_row
         stats = SampleStats(
-            rounds=len(history),
-            evaluations=evaluations * request.denoiser.evaluations_per_row,
+            rounds=len(outcome.history),
+            evaluations=outcome.evaluations * cost,
             wall_time_s=_time.perf_counter() - begin,
-            rounds_per_sample=np.array([end.rounds for end in ends]),
-            evaluations_per_sample=np.array([end.evaluations for end in ends])
-            * request.denoiser.evaluations_per_row,
-            state_bytes=store.state_bytes,
-            window_history=history,
+            rounds_per_sample=np.array([end.rounds for end in outcome.ends]),
+            evaluations_per_sample=np.array([end.evaluations for end in outcome.ends]) * cost,
+            state_bytes=outcome.state_bytes,
+            window_history=outcome.history,
+            plan=chosen,
         )
-        return request.result(samples, stats, [REASONS[end.reason] for end in ends])
+        reasons = [REASONS[end.reason] for end in outcome.ends]
+        return request.result(outcome.samples, stats, reasons)
 
-    def _collect(self, end: Finished, store: TrajectoryStore, samples: torch.Tensor) -> None:
-        reason = REASONS[end.reason]
-        if reason is StopReason.CONVERGED:
-            samples[end.sample] = store.state(end.slot, self.table.num_nodes)
-        elif reason is not StopReason.DIVERGED and end.slot >= 0 and end.known >= 1:
-            samples[end.sample] = store.data_estimate(end.slot, end.known - 1)
+    def plan(
+        self,
+        num_samples: int = 1,
+        *,
+        cond: Mapping[str, Any] | None = None,
+        guidance_scale: float | None = None,
+    ) -> WindowPlan:
+        """Predict what every window size costs for `num_samples`; `print` shows it as a table.
+
+        The model is timed with the given conditioning the first time, at powers of two of rows up
+        to `max_rows`, fewer once time grows with the rows. How far a window moves in a round is
+        read off this sampler's last run, before the first one it is a rule of thumb.
+        """
+        request = self._request(num_samples, 0, None, None, None, cond, guidance_scale)
+        with torch.inference_mode():
+            return self._plan(request)
+
+    def _plan(self, request: Request) -> WindowPlan:
+        chosen = make_plan(self.model, request, self._settings, self._reach)
+        if chosen.is_sequential and not self._has_told:
+            self._has_told = True
+            rival = min(chosen.options[1:], key=lambda o: o.wall_time_s, default=chosen.best)
+            logger.warning(
+                'window_size="auto": sequential sampling is predicted to be fastest here, %.3g s '
+                "against %.3g s with a window of %d; pass window_size to insist on a window",
+                chosen.best.wall_time_s,
+                rival.wall_time_s,
+                rival.window_size,
+            )
+        return chosen

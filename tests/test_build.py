@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import ctd_engine
+from ctd_engine import _ext
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -27,11 +30,12 @@ def python(code, **environment):
     )
 
 
-def setup(*, path=None, **environment):
+def setup(*, path=None, before="", **environment):
     """What setup.py would build: its extension modules, without building them."""
     code = (
-        "import setuptools, sys\n"
-        "setuptools.setup = lambda **k: print('modules', [m.name for m in k['ext_modules']])\n"
+        f"import setuptools, sys\n{before}\n"
+        "def name(m): return m.name + '+cuda' * (('CTD_HAS_CUDA', None) in m.define_macros)\n"
+        "setuptools.setup = lambda **k: print('modules', [name(m) for m in k['ext_modules']])\n"
         "exec(compile(open('setup.py').read(), 'setup.py', 'exec'))\n"
         "assert 'torch' not in sys.modules\n"
     )
@@ -103,14 +107,15 @@ def test_no_torch_in_the_build(name):
     ("choice", "modules"), [("0", "[]"), ("1", "['ctd_engine._C']"), ("auto", "['ctd_engine._C']")]
 )
 def test_build_choices(choice, modules):
-    done = setup(CTD_BUILD_EXT=choice, CXX=sys.executable)
+    done = setup(CTD_BUILD_EXT=choice, CTD_BUILD_CUDA="0", CXX=sys.executable)
     assert done.stdout.strip() == f"modules {modules}", done.stderr
 
 
-def test_unknown_build_choice():
-    done = setup(CTD_BUILD_EXT="yes")
+@pytest.mark.parametrize("name", ["CTD_BUILD_EXT", "CTD_BUILD_CUDA"])
+def test_unknown_build_choice(name):
+    done = setup(**{"CTD_BUILD_EXT": "1", name: "yes"})
     assert done.returncode != 0
-    assert "CTD_BUILD_EXT must be 0, 1 or auto, got 'yes'" in done.stderr
+    assert f"{name} must be 0, 1 or auto, got 'yes'" in done.stderr
 
 
 def test_without_a_compiler_auto_leaves_the_extension_out_and_says_so(tmp_path):
@@ -118,8 +123,67 @@ def test_without_a_compiler_auto_leaves_the_extension_out_and_says_so(tmp_path):
     assert done.stdout.count("WARNING: no C++ compiler ('no-such-compiler' is not found)") == 1
     assert done.stdout.strip().endswith("modules []")
     # asked for, it is not left out in silence
-    done = setup(path=tmp_path, CTD_BUILD_EXT="1", CXX="no-such-compiler")
-    assert done.stdout.strip() == "modules ['ctd_engine._C']"
+    options = dict(CTD_BUILD_EXT="1", CTD_BUILD_CUDA="0")
+    done = setup(path=tmp_path, **options, CXX="no-such-compiler")
+    assert done.stdout.strip() == "modules ['ctd_engine._C']", done.stderr
+
+
+def test_without_pybind11_auto_leaves_the_extension_out_and_says_so():
+    done = setup(CTD_BUILD_EXT="auto", CXX=sys.executable, before="sys.modules['pybind11'] = None")
+    assert "WARNING: no pybind11, so the extension is left out" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith("modules []")
+
+
+def test_without_nvcc_auto_leaves_the_cuda_part_out_and_says_so(tmp_path):
+    options = dict(path=tmp_path, CTD_BUILD_EXT="1", CUDA_HOME=str(tmp_path))
+    done = setup(**options, CTD_BUILD_CUDA="auto")
+    assert done.stdout.splitlines() == [
+        "ctd_engine: no nvcc (neither in CUDA_HOME nor on the PATH), so the CUDA part of the "
+        "extension is left out; CTD_BUILD_CUDA=1 insists on building it",
+        "modules ['ctd_engine._C']",
+    ], done.stderr
+    # asked for, it is not left out in silence
+    done = setup(**options, CTD_BUILD_CUDA="1")
+    assert done.returncode != 0
+    assert "CTD_BUILD_CUDA=1 insists on the CUDA part" in done.stderr
+
+
+NEEDS_NVCC = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+@NEEDS_NVCC
+@pytest.mark.parametrize(("choice", "suffix"), [("0", ""), ("1", "+cuda"), ("auto", "+cuda")])
+def test_cuda_choices(choice, suffix):
+    done = setup(CTD_BUILD_EXT="1", CTD_BUILD_CUDA=choice)
+    assert done.stdout.strip() == f"modules ['ctd_engine._C{suffix}']", done.stderr
+
+
+@NEEDS_NVCC
+@pytest.mark.skipif(
+    _ext.unavailable_reason() is not None and os.environ.get("CTD_REQUIRE_EXT") != "1",
+    reason=f"the extension is not built: {_ext.unavailable_reason()}",
+)
+def test_nvcc_builds_the_cuda_part_that_loads_without_a_driver():
+    extension = _ext.load(required=True)
+    assert extension.has_cuda
+    assert _ext.cuda_unavailable_reason() is None
+    if shutil.which("readelf") is None:
+        return
+    command = ["readelf", "--wide", "--dynamic", "--dyn-syms", extension.__file__]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = [line for line in told.splitlines() if "(NEEDED)" in line]
+    undefined = [line.split()[-1] for line in told.splitlines() if " UND " in line]
+    assert needed
+    assert not [line for line in needed if "cuda" in line]
+    assert not [name for name in undefined if re.match(r"(__)?cu(da)?[A-Z]", name)]
+
+
+def test_an_extension_without_its_cuda_part_says_how_to_build_it(monkeypatch):
+    module = types.SimpleNamespace(has_cuda=False)
+    monkeypatch.setattr(_ext, "_import", lambda: (module, None))
+    assert "CTD_BUILD_CUDA=1" in _ext.cuda_unavailable_reason()
+    monkeypatch.setattr(_ext, "_import", lambda: (None, "no such file"))
+    assert "cannot be loaded: no such file" in _ext.cuda_unavailable_reason()
 
 
 NO_EXTENSION = (
@@ -167,7 +231,7 @@ def test_the_policy_stands_alone(tmp_path):
     subprocess.run([str(tmp_path / "policy")], check=True)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@NEEDS_NVCC
 def test_the_policy_compiles_for_the_device(tmp_path):
     source = tmp_path / "policy.cu"
     kernel = (

@@ -64,7 +64,8 @@ def test_info():
     assert values["versions"]["torch"] == torch.__version__
     for state in values["backends"].values():
         assert state["active"] == (state["reason"] is None)
-    assert "window scheduler in C++" in run("info").output
+    for language in ("CUDA", "C++", "Python"):
+        assert f"window scheduler in {language}" in run("info").output
 
 
 def test_train_points(points):

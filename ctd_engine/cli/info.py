@@ -12,6 +12,7 @@ import ctd_engine
 from ctd_engine import _ext
 from ctd_engine.cli._common import emit, json_option, one_line_errors
 from ctd_engine.ops._dispatch import triton_unavailable_reason, uses_interpreter
+from ctd_engine.scheduling.device import no_device_reason
 
 __all__ = ["info"]
 
@@ -21,12 +22,10 @@ def _backends() -> dict[str, str | None]:
     triton = triton_unavailable_reason()
     if triton is None and not torch.cuda.is_available() and not uses_interpreter():
         triton = "the kernels need a CUDA device (TRITON_INTERPRET=1 runs them slowly on the CPU)"
-    cuda = None
-    if not torch.cuda.is_available():
-        built = torch.version.cuda
-        cuda = "torch is built without CUDA" if built is None else "torch finds no CUDA device"
+    cuda = no_device_reason()
     return {
         "reference (PyTorch)": None,
+        "window scheduler in CUDA": _ext.cuda_unavailable_reason() or cuda,
         "window scheduler in C++": _ext.unavailable_reason(),
         "window scheduler in Python": None,
         "Triton kernels": triton,

@@ -1,0 +1,156 @@
+"""The rounds of a parallel run: plan, guess, gather, model, update, check, advance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ctd_engine._request import Request
+from ctd_engine._trajectory import TrajectoryStore, to_windows
+from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
+from ctd_engine.scheduling import Finished, Scheduler, make_scheduler
+from ctd_engine.solvers import SolverTable
+
+__all__ = ["REASONS", "Outcome", "RoundSettings", "run_rounds"]
+
+# the scheduler's codes, in its order
+REASONS = (
+    StopReason.CONVERGED,
+    StopReason.MAX_ROUNDS,
+    StopReason.DIVERGED,
+    StopReason.CANCELLED,
+)
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What a run needs besides the request; the names are `ParallelSampler`'s.
+
+    With `window_ratio` > 0 each sample's window follows its own advance: it is `window_ratio`/256
+    times the smoothed points per round, at first `first_window` and never above `window_size`.
+    """
+
+    table: SolverTable
+    window_size: int
+    first_window: int
+    window_ratio: int
+    tolerance: float
+    method: str
+    guess: str
+    max_rows: int
+    max_rounds: int
+    lockstep: bool
+    dtype: torch.dtype
+    model_dtype: torch.dtype
+    device: torch.device
+    backend: str | None
+    scheduler_backend: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: samples [B, D], how each ended, and every round's windows."""
+
+    samples: torch.Tensor
+    ends: list[Finished]
+    history: list[RoundRecord]
+    evaluations: int
+    state_bytes: int
+
+
+def _slots(settings: RoundSettings, num_samples: int) -> int:
+    # as many samples at a time as fill the batch with whole windows; lockstep needs all
+    fitting = -(-settings.max_rows // settings.first_window)
+    return num_samples if settings.lockstep else min(num_samples, fitting)
+
+
+def _scheduler(settings: RoundSettings, num_samples: int, num_slots: int) -> Scheduler:
+    s = settings
+    return make_scheduler(
+        num_samples=num_samples,
+        num_nodes=s.table.num_nodes,
+        window_size=s.window_size,
+        first_window=s.first_window,
+        window_ratio=s.window_ratio,
+        max_rows=s.max_rows,
+        num_slots=num_slots,
+        # a guess needs an evaluation first
+        first_length=1 if s.guess == "predicted" else s.window_size,
+        max_rounds=s.max_rounds,
+        lockstep=s.lockstep,
+        backend=s.scheduler_backend,
+    )
+
+
+def run_rounds(
+    request: Request,
+    settings: RoundSettings,
+    *,
+    progress: bool = False,
+    callback: Callback | None = None,
+) -> Outcome:
+    """Sample every trajectory of the request to its end."""
+    num_samples, nodes = request.num_samples, settings.table.num_nodes
+    num_slots = _slots(settings, num_samples)
+    store = TrajectoryStore(
+        settings.table,
+        num_slots=num_slots,
+        window_size=settings.window_size,
+        num_elements=request.num_elements,
+        method=settings.method,
+        guess=settings.guess,
+        tolerance=settings.tolerance,
+        noise=request.noise,
+        dtype=settings.dtype,
+        device=settings.device,
+        backend=settings.backend,
+    )
+    scheduler = _scheduler(settings, num_samples, num_slots)
+    samples = request.empty_samples()
+    ends: list[Finished] = []
+    history: list[RoundRecord] = []
+    evaluations = 0
+    in_slot = np.full(num_slots, -1)
+    bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
+    with bar:
+        while (plan := scheduler.plan()) is not None:
+            bar.update(nodes * len(ends) + int(plan.start.sum()) - bar.n)
+            for slot, entrant in zip(plan.slot, plan.sample, strict=True):
+                if in_slot[slot] != entrant:
+                    in_slot[slot] = entrant
+                    store.admit(int(slot), request.initial(int(entrant)))
+            store.guess(plan)
+            windows = to_windows(plan, settings.device)
+            sample, row_sample = (
+                torch.from_numpy(values).to(settings.device)
+                for values in (plan.sample, plan.row_sample)
+            )
+            x, t = store.model_rows(windows, settings.model_dtype)
+            m, m_null = request.denoiser(x, t, row_sample)
+            accepted, finite = store.update(
+                windows, sample, row_sample, m, m_null, request.denoiser.guidance_scale
+            )
+            # sync: the scheduler runs on the host and needs every window's advance
+            finished = scheduler.step(accepted.cpu().numpy(), finite.cpu().numpy())
+            history.append(RoundRecord(plan.sample, plan.start, plan.length))
+            evaluations += len(x)
+            told = RoundProgress(len(history), evaluations, len(ends) + len(finished), num_samples)
+            if callback is not None and callback(told) is True:
+                finished += scheduler.cancel()
+            for end in finished:
+                _collect(end, store, samples, nodes)
+            ends += finished
+        bar.update(nodes * len(ends) - bar.n)
+    ends.sort(key=lambda end: end.sample)
+    return Outcome(samples, ends, history, evaluations, store.state_bytes)
+
+
+def _collect(end: Finished, store: TrajectoryStore, samples: torch.Tensor, nodes: int) -> None:
+    reason = REASONS[end.reason]
+    if reason is StopReason.CONVERGED:
+        samples[end.sample] = store.state(end.slot, nodes)
+    elif reason is not StopReason.DIVERGED and end.slot >= 0 and end.known >= 1:
+        samples[end.sample] = store.data_estimate(end.slot, end.known - 1)
