@@ -2,6 +2,7 @@
 //
 // A Block has rank(), size(), sync(), min(value), and exclusive_sum(value) -> Sum: the sum over
 // lower ranks and over all. All are collective but rank() and size(), and sum and min are barriers.
+// A phase ends with a barrier, so that the next may read what any thread wrote.
 #pragma once
 
 #include <cstdint>

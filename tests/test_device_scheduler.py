@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +138,26 @@ def test_slots_are_spread_over_threads(num_threads, num_slots, lockstep):
     max_rows = num_slots * (5 if lockstep else 2) + 3
     sizes.update(max_rows=max_rows, first_length=5, max_rounds=8, lockstep=lockstep)
     play({**sizes, "window_ratio": 400, "first_window": 4}, 7, num_threads)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_no_barrier_is_missing(tmp_path):
+    """No thread reads what another one writes without a barrier between: the sanitizer's word."""
+    here = Path(__file__).parent
+    command = ["c++", "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread"]
+    command += [f"-I{here.parent / 'csrc'}", "-o", str(tmp_path / "race")]
+    empty = tmp_path / "empty.cpp"
+    empty.write_text("int main() {}")
+    if any(
+        subprocess.run(attempt, capture_output=True, check=False).returncode != 0
+        for attempt in ([*command, str(empty)], [str(tmp_path / "race")])
+    ):
+        pytest.skip("no thread sanitizer")
+    subprocess.run([*command, str(here / "schedule_race.cpp")], check=True)
+    done = subprocess.run(
+        [str(tmp_path / "race")], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 def test_a_new_beginning_forgets_everything():
