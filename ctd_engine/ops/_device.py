@@ -3,10 +3,14 @@
 import triton
 import triton.language as tl
 
+from ctd_engine import noise
+
 # what a kernel adds as noise
 NOISE_NONE = tl.constexpr(0)
 NOISE_GIVEN = tl.constexpr(1)
 NOISE_COUNTER = tl.constexpr(2)
+# the counter's third word, as in the reference
+STREAM_STEP = tl.constexpr(noise.STREAM_STEP)
 
 
 @triton.jit

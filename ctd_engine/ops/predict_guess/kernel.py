@@ -16,14 +16,13 @@ from ctd_engine.ops._device import (
     NOISE_COUNTER,
     NOISE_GIVEN,
     NOISE_NONE,
+    STREAM_STEP,
     philox_normal_1d,
 )
 from ctd_engine.ops._device import ring_offset as _at
 
 if TYPE_CHECKING:
     from ctd_engine.ops.picard_update import Coefficients
-
-STREAM_STEP = tl.constexpr(1)
 
 
 @triton.jit
