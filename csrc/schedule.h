@@ -131,15 +131,18 @@ CTD_HOST_DEVICE inline std::int64_t slot_of_row(const State& state, std::int64_t
 template <class Block>
 CTD_HOST_DEVICE void write_rows(Block& block, const State& state) {
   const std::int64_t num_rows = state.header(kNumRows);
-  for (std::int64_t r = block.rank(); r < state.max_rows; r += block.size()) {
-    const bool is_padding = r >= num_rows;
-    const std::int64_t s = is_padding ? 0 : slot_of_row(state, r);
-    const std::int64_t offset = is_padding ? 0 : r - state.slot(kSlotFirstRow, s);
-    state.row(kRowSlot, r) = s;
-    state.row(kRowSample, r) = is_padding ? 0 : state.slot(kSlotSample, s);
-    state.row(kRowNode, r) = is_padding ? 0 : state.slot(kSlotStart, s) + offset;
-    state.row(kRowEntry, r) = s;
-    state.row(kRowOffset, r) = offset;
+  std::int64_t s = 0, first_row = 0, end_row = 0;
+  for (std::int64_t r = block.rank(); r < num_rows; r += block.size()) {
+    if (r >= end_row) {
+      s = slot_of_row(state, r);
+      first_row = state.slot(kSlotFirstRow, s);
+      end_row = first_row + state.slot(kSlotLength, s);
+    }
+    state.set_row(r, s, state.slot(kSlotSample, s), state.slot(kSlotStart, s), r - first_row);
+  }
+  // padding is a valid row, the first node of the first sample
+  for (std::int64_t r = num_rows + block.rank(); r < state.max_rows; r += block.size()) {
+    state.set_row(r, 0, 0, 0, 0);
   }
 }
 

@@ -90,6 +90,15 @@ struct State {
     return rows[column * max_rows + r];
   }
 
+  CTD_HOST_DEVICE void set_row(std::int64_t r, std::int64_t s, std::int64_t sample,
+                               std::int64_t start, std::int64_t offset) const {
+    row(kRowSlot, r) = s;
+    row(kRowSample, r) = sample;
+    row(kRowNode, r) = start + offset;
+    row(kRowEntry, r) = s;
+    row(kRowOffset, r) = offset;
+  }
+
   CTD_HOST_DEVICE Limits limits() const {
     return {data[kNumNodes],       data[kWindowSize],  data[kFirstLength],
             data[kMaxRoundsLimit], data[kWindowRatio], data[kFirstWindow]};

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import ctd_engine
 from ctd_engine import _ext
@@ -176,6 +177,16 @@ def test_nvcc_builds_the_cuda_part_that_loads_without_a_driver():
     assert needed
     assert not [line for line in needed if "cuda" in line]
     assert not [name for name in undefined if re.match(r"(__)?cu(da)?[A-Z]", name)]
+
+
+@pytest.mark.skipif(
+    _ext.cuda_unavailable_reason() is not None or torch.cuda.is_available(),
+    reason="the extension has no CUDA part, or there is a device to launch on",
+)
+def test_a_launch_without_a_driver_is_an_error():
+    names = ("state", "rows", "num_slots", "max_rows", "device", "stream")
+    with pytest.raises(RuntimeError, match="the scheduling kernel cannot be launched: "):
+        _ext.load(required=True).schedule_begin_cuda(**dict.fromkeys(names, 0))
 
 
 def test_an_extension_without_its_cuda_part_says_how_to_build_it(monkeypatch):
