@@ -1,0 +1,25 @@
+"""Shapes of work that the table chooses."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctd_engine.ops._tuning import ceil_div, power_of_two, reduction_blocks, scan
+
+
+@pytest.mark.parametrize("windows", [1, 16, 512])
+@pytest.mark.parametrize("length", [1, 2, 33, 128, 129, 1000])
+@pytest.mark.parametrize("num_elements", [1, 2, 64, 3072, 65536, 196608])
+def test_blocks_of_the_table_are_legal(windows, length, num_elements):
+    blocks = scan(windows, length, num_elements, first_order=True)
+    assert blocks.elements == power_of_two(blocks.elements) >= 4
+    assert blocks.length == 0 or length <= blocks.length == power_of_two(length)
+    assert max(blocks.length, 1) * blocks.elements <= 1024 or blocks.length == 0
+    assert scan(windows, length, num_elements, first_order=False).length == 0
+    parts, blocks = reduction_blocks(windows, num_elements)
+    assert 1 <= parts <= ceil_div(num_elements, blocks.elements)
+
+
+def test_large_work_walks_and_small_work_scans_in_parallel():
+    assert scan(16, 32, 196608, first_order=True).length == 0
+    assert scan(16, 32, 64, first_order=True).length == 32
