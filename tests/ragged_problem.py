@@ -13,12 +13,21 @@ NUM_NODES, RING, NUM_SLOTS = 23, 9, 5
 ENTRIES = [(3, 0, 4), (0, 6, 6), (4, 17, 6), (1, 5, 1)]
 
 
+def guarded(values, extra=64):
+    """The same numbers inside a longer buffer: NaN, or -1 for integers, before and after them."""
+    fill = math.nan if values.is_floating_point() else -1
+    buffer = values.new_full((values.numel() + 2 * extra,), fill)
+    inside = buffer[extra : extra + values.numel()].view(values.shape)
+    return inside.copy_(values)
+
+
 def problem(order, num_elements, dtype, *, clip=None, seed=0, device="cpu"):
     """Coefficients and a ring in which only the points that may be read hold numbers."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return guarded(values.to(device, dtype))
 
     a, b = randn(NUM_NODES, order), randn(NUM_NODES, order)
     for i in range(order - 1):
@@ -32,8 +41,8 @@ def problem(order, num_elements, dtype, *, clip=None, seed=0, device="cpu"):
         Q=randn(NUM_NODES),
         clip=clip,
     )
-    x = torch.full((NUM_SLOTS, RING, num_elements), math.nan, dtype=dtype, device=device)
-    x0 = x.clone()
+    nothing = torch.full((NUM_SLOTS, RING, num_elements), math.nan, dtype=dtype, device=device)
+    x, x0 = guarded(nothing), guarded(nothing)
     for slot, start, length in ENTRIES:
         for node in range(max(start - order + 1, 0), start + length + 1):
             x[slot, node % RING] = randn(num_elements)
@@ -45,10 +54,12 @@ def problem(order, num_elements, dtype, *, clip=None, seed=0, device="cpu"):
         for node in range(start, start + length)
     ]
     row_slot, row_node, row_entry, row_offset = (
-        torch.tensor(c, device=device) for c in zip(*rows, strict=True)
+        guarded(torch.tensor(c, device=device)) for c in zip(*rows, strict=True)
     )
-    slot, start, length = (torch.tensor(c, device=device) for c in zip(*ENTRIES, strict=True))
-    first_row = length.cumsum(0) - length
+    slot, start, length = (
+        guarded(torch.tensor(c, device=device)) for c in zip(*ENTRIES, strict=True)
+    )
+    first_row = guarded(length.cumsum(0) - length)
     windows = Windows(
         slot, start, length, first_row, row_slot, row_node, row_entry, row_offset, int(length.max())
     )

@@ -29,7 +29,8 @@ def _data_at(
     nodes,  # int32 [L, 1]
     rows,  # int64 [L, 1]; below first_row the stored x0 is taken
     first_row,
-    mask,
+    mask_l,  # bool [L, 1]: rows of the window whose node is not before node 0
+    mask,  # [L, D], mask_l and the elements that there are
     x_now,  # [L, D] states at the nodes
     x0_ptrs,
     m_ptr,
@@ -53,12 +54,12 @@ def _data_at(
     if HAS_GUIDANCE:
         m_null = tl.load(m_null_ptr + rows * stride_m_null_r + offs_d, mask=fresh, other=0.0)
         m = guided(m, m_null.to(dtype), tl.load(guidance_ptr))
-    p = tl.load(p_ptr + nodes, mask=nodes >= 0, other=0.0)
-    q = tl.load(q_ptr + nodes, mask=nodes >= 0, other=0.0)
+    p = tl.load(p_ptr + nodes, mask=mask_l, other=0.0)
+    q = tl.load(q_ptr + nodes, mask=mask_l, other=0.0)
     x0 = p * x_now + q * m
     if CLIP is not None:
         x0 = clip_keep_nan(x0, tl.full((), CLIP, dtype))
-    stored = mask & (nodes >= 0) & (rows < first_row)
+    stored = mask & (rows < first_row)
     before = tl.load(x0_ptrs + _at(tl.maximum(nodes, 0), ring, stride_x0_r), mask=stored, other=0.0)
     return tl.where(inside, x0, before)
 
@@ -115,7 +116,8 @@ def _tile_kernel(
     x0_ptrs = x0_ptr + slot * stride_x0_s + offs_d
     offs_l = tl.arange(0, BLOCK_L)[:, None]
     mask_l = offs_l < length
-    mask = mask_l & (offs_d < num_elements)
+    mask_d = offs_d < num_elements
+    mask = mask_l & mask_d
     nodes = start + offs_l
     rows = first_row + offs_l
 
@@ -123,12 +125,14 @@ def _tile_kernel(
     x0_now = new
     for k in tl.static_range(K):
         back = nodes - k
-        mask_k = mask & (back >= 0)
+        mask_lk = mask_l & (back >= 0)
+        mask_k = mask_lk & mask_d
         x_k = tl.load(x_ptrs + _at(tl.maximum(back, 0), ring, stride_x_r), mask=mask_k, other=0.0)
         x0_k = _data_at(
             back,
             rows - k,
             first_row,
+            mask_lk,
             mask_k,
             x_k,
             x0_ptrs,
