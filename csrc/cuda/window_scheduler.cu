@@ -67,14 +67,14 @@ class CudaBlock {
   std::int64_t* partial_;
 };
 
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     schedule_begin_kernel(std::int64_t* state, std::int64_t* rows) {
   __shared__ std::int64_t partial[kWarpSize];
   CudaBlock block(partial);
   schedule_begin(block, State(state, rows));
 }
 
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     schedule_step_kernel(std::int64_t* state, std::int64_t* rows, const std::int64_t* accepted,
                          const std::int64_t* finite) {
   __shared__ std::int64_t partial[kWarpSize];
