@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time as _time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
+from ctd_engine._graphs import GraphedCalls
 from ctd_engine._request import Request
-from ctd_engine._rounds import RoundSettings, run_rounds
+from ctd_engine._rounds import RoundSettings
 from ctd_engine._row_times import RoundTimes, RowTimes, cached_for, measure_rows
 from ctd_engine.denoiser import Denoiser, Model
 from ctd_engine.noise import CounterNoise
-from ctd_engine.result import RoundProgress
+from ctd_engine.result import Callback, RoundProgress
 from ctd_engine.window_plan import WindowPlan, advance, plan
 
 __all__ = ["follow", "make_plan"]
@@ -24,8 +26,14 @@ PROBED_ROUNDS, PROBED_POINTS = 5, 32
 GROWTH = 2
 
 
-def make_plan(model: Model, request: Request, settings: RoundSettings, reach: float) -> WindowPlan:
-    """The predicted cost of every window size for this request."""
+# runs a request with settings until its callback says stop
+Run = Callable[[Request, RoundSettings, Callback], object]
+
+
+def make_plan(
+    model: Model, request: Request, settings: RoundSettings, reach: float, run: Run
+) -> WindowPlan:
+    """The predicted cost of every window size for this request; `run` is what will run it."""
     key = (
         request.shape,
         settings.device,
@@ -39,7 +47,7 @@ def make_plan(model: Model, request: Request, settings: RoundSettings, reach: fl
         request.denoiser.signature,
         torch.get_num_threads(),
     )
-    times = cached_for(model, key, lambda: _measure(request, settings))
+    times = cached_for(model, key, lambda: _measure(request, settings, run))
     return plan(
         times,
         num_samples=request.num_samples,
@@ -59,8 +67,8 @@ def follow(settings: RoundSettings, chosen: WindowPlan) -> RoundSettings:
     return replace(settings, window_size=most, first_window=first, window_ratio=max(ratio, 256))
 
 
-def _measure(request: Request, settings: RoundSettings) -> RoundTimes:
-    fixed, per_point, per_row = _own_work(request, settings)
+def _measure(request: Request, settings: RoundSettings, run: Run) -> RoundTimes:
+    fixed, per_point, per_row = _own_work(request, settings, run)
     return RoundTimes(_model_times(request, settings), fixed, per_point, per_row)
 
 
@@ -76,18 +84,19 @@ def _model_times(request: Request, settings: RoundSettings) -> RowTimes:
     def call(rows: int) -> object:
         return request.denoiser(x[:rows], t[:rows], samples[:rows])
 
-    return measure_rows(call, settings.max_rows, settings.device)
+    calls = GraphedCalls(call, settings.device, settings.use_graphs)
+    return measure_rows(calls, settings.max_rows, settings.device)
 
 
-def _own_work(request: Request, settings: RoundSettings) -> tuple[float, float, float]:
+def _own_work(request: Request, settings: RoundSettings, run: Run) -> tuple[float, float, float]:
     """Seconds of a round without the model: fixed, per point of the window, per row."""
     length = min(PROBED_POINTS, settings.table.num_nodes, settings.max_rows)
     count = min(request.num_samples, max(1, settings.max_rows // length))
-    one = _probe(request, settings, 1, 1)
+    one = _probe(request, settings, run, 1, 1)
     if length == 1:
         return one, 0.0, 0.0
-    window = _probe(request, settings, 1, length)
-    windows = _probe(request, settings, count, length) if count > 1 else window
+    window = _probe(request, settings, run, 1, length)
+    windows = _probe(request, settings, run, count, length) if count > 1 else window
     per_row = max(0.0, windows - window) / (max(count - 1, 1) * length)
     per_point = max(0.0, (window - one) / (length - 1) - per_row)
     return one, per_point, per_row
@@ -97,7 +106,7 @@ def _silent(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(x)
 
 
-def _probe(request: Request, settings: RoundSettings, count: int, length: int) -> float:
+def _probe(request: Request, settings: RoundSettings, run: Run, count: int, length: int) -> float:
     """The shortest of some rounds with a model that costs nothing."""
     silent = Denoiser(_silent, request.shape, count, None, None, None)
     noise = CounterNoise(request.seeds[:count], request.num_elements, settings.device)
@@ -107,7 +116,7 @@ def _probe(request: Request, settings: RoundSettings, count: int, length: int) -
         times.append(_time.perf_counter())
         return told.round > PROBED_ROUNDS
 
-    run_rounds(
+    run(
         replace(
             request,
             num_samples=count,
@@ -124,7 +133,7 @@ def _probe(request: Request, settings: RoundSettings, count: int, length: int) -
             max_rows=max(settings.max_rows, count * length),
             lockstep=False,
         ),
-        callback=callback,
+        callback,
     )
     # the first round has one row, and a short trajectory may have no other
     rounds = [after - before for before, after in pairwise(times)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ from ctd_engine.schedules import Schedule
 from ctd_engine.solvers import SolverTable
 
 __all__ = ["Request", "SamplerBase"]
+
+
+# elements of initial noise that are made in one go
+STARTS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,26 @@ class Request:
             return self.x_init[sample]
         rows = torch.tensor([sample], device=self.device)
         return self.initial_scale * self.noise.initial(rows, self.dtype)[0]
+
+    def starts(self) -> torch.Tensor:
+        """x_0 of every sample, [B, D]."""
+        if self.x_init is not None:
+            return self.x_init.clone()
+        samples = torch.arange(self.num_samples, device=self.device)
+        # the reference makes the words of noise in int64: a few at a time
+        rows = torch.split(samples, max(1, STARTS_AT_ONCE // self.num_elements))
+        return self.initial_scale * torch.cat([self.noise.initial(r, self.dtype) for r in rows])
+
+    def own(self) -> Request:
+        """The same request with copies of the tensors that rounds read again and again."""
+        noise = self.noise.own() if isinstance(self.noise, CounterNoise) else self.noise
+        return replace(self, noise=noise, denoiser=self.denoiser.own())
+
+    def load(self, other: Request) -> None:
+        """Take over another request's numbers, in place; both have the same form."""
+        if isinstance(self.noise, CounterNoise) and isinstance(other.noise, CounterNoise):
+            self.noise.load(other.noise)
+        self.denoiser.load(other.denoiser)
 
     def empty_samples(self) -> torch.Tensor:
         """[B, D] of NaN: what a sample is until it has ended well."""

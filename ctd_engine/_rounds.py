@@ -14,7 +14,15 @@ from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
 from ctd_engine.scheduling import Finished, Scheduler, make_scheduler
 from ctd_engine.solvers import SolverTable
 
-__all__ = ["REASONS", "Outcome", "RoundSettings", "run_rounds"]
+__all__ = [
+    "REASONS",
+    "Outcome",
+    "RoundSettings",
+    "first_length",
+    "make_store",
+    "num_slots_for",
+    "run_rounds",
+]
 
 # the scheduler's codes, in its order
 REASONS = (
@@ -48,6 +56,7 @@ class RoundSettings:
     device: torch.device
     backend: str | None
     scheduler_backend: str | None
+    use_graphs: bool
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,32 @@ class Outcome:
     state_bytes: int
 
 
-def _slots(settings: RoundSettings, num_samples: int) -> int:
-    # as many samples at a time as fill the batch with whole windows; lockstep needs all
+def num_slots_for(settings: RoundSettings, num_samples: int) -> int:
+    """As many samples at a time as fill the batch with whole windows; lockstep needs all."""
     fitting = -(-settings.max_rows // settings.first_window)
     return num_samples if settings.lockstep else min(num_samples, fitting)
+
+
+def first_length(settings: RoundSettings) -> int:
+    """Points of a sample's first window: a predicted guess needs an evaluation first."""
+    return 1 if settings.guess == "predicted" else settings.window_size
+
+
+def make_store(request: Request, settings: RoundSettings, num_slots: int) -> TrajectoryStore:
+    """Rings for so many samples at a time."""
+    return TrajectoryStore(
+        settings.table,
+        num_slots=num_slots,
+        window_size=settings.window_size,
+        num_elements=request.num_elements,
+        method=settings.method,
+        guess=settings.guess,
+        tolerance=settings.tolerance,
+        noise=request.noise,
+        dtype=settings.dtype,
+        device=settings.device,
+        backend=settings.backend,
+    )
 
 
 def _scheduler(settings: RoundSettings, num_samples: int, num_slots: int) -> Scheduler:
@@ -77,8 +108,7 @@ def _scheduler(settings: RoundSettings, num_samples: int, num_slots: int) -> Sch
         window_ratio=s.window_ratio,
         max_rows=s.max_rows,
         num_slots=num_slots,
-        # a guess needs an evaluation first
-        first_length=1 if s.guess == "predicted" else s.window_size,
+        first_length=first_length(s),
         max_rounds=s.max_rounds,
         lockstep=s.lockstep,
         backend=s.scheduler_backend,
@@ -92,22 +122,10 @@ def run_rounds(
     progress: bool = False,
     callback: Callback | None = None,
 ) -> Outcome:
-    """Sample every trajectory of the request to its end."""
+    """Sample every trajectory of the request to its end; the host waits for every round."""
     num_samples, nodes = request.num_samples, settings.table.num_nodes
-    num_slots = _slots(settings, num_samples)
-    store = TrajectoryStore(
-        settings.table,
-        num_slots=num_slots,
-        window_size=settings.window_size,
-        num_elements=request.num_elements,
-        method=settings.method,
-        guess=settings.guess,
-        tolerance=settings.tolerance,
-        noise=request.noise,
-        dtype=settings.dtype,
-        device=settings.device,
-        backend=settings.backend,
-    )
+    num_slots = num_slots_for(settings, num_samples)
+    store = make_store(request, settings, num_slots)
     scheduler = _scheduler(settings, num_samples, num_slots)
     samples = request.empty_samples()
     ends: list[Finished] = []

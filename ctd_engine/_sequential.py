@@ -54,7 +54,7 @@ class SequentialSampler(SamplerBase):
             for values in (table.input_scale, table.model_time)
         )
         rows = torch.arange(num_samples, device=self.device)
-        x = torch.stack([request.initial(sample) for sample in range(num_samples)])
+        x = request.starts()
         # x_i, x_{i-1}, ... and their x0; before node 0 the coefficients are 0
         states = x[:, None].repeat(1, table.order, 1)
         estimates = torch.zeros_like(states)

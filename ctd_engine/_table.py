@@ -97,7 +97,7 @@ class SolverTable:
         """K, how many states and outputs the recurrence looks back on."""
         return self.A.shape[1]
 
-    @property
+    @cached_property
     def is_stochastic(self) -> bool:
         """Whether any step adds noise."""
         return bool((self.C != 0).any())

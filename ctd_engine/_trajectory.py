@@ -101,9 +101,10 @@ class TrajectoryStore:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
         self.x0 = torch.zeros_like(self.x)
-        self._table = table
+        self.num_nodes = table.num_nodes
+        self._is_stochastic = table.is_stochastic
         self._coefficients = solver_coefficients(table, method, dtype, device)
-        self._guesses_noise = guess == "predicted" and table.is_stochastic
+        self._guesses_noise = guess == "predicted" and self._is_stochastic
         self._guess_coefficients = (
             self._coefficients if guess == "predicted" else copying(self._coefficients)
         )
@@ -112,7 +113,7 @@ class TrajectoryStore:
         self._model_time = table.model_time.to(device=device, dtype=dtype)
         self._threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
         self._noise = noise
-        self._backend = backend
+        self.backend = backend
 
     @property
     def state_bytes(self) -> int:
@@ -120,9 +121,7 @@ class TrajectoryStore:
         return sum(ring.numel() * ring.element_size() for ring in (self.x, self.x0))
 
     def admit(self, slot: int, x_initial: torch.Tensor) -> None:
-        """Start a sample in a slot; nothing of its predecessor is left."""
-        self.x[slot] = 0.0
-        self.x0[slot] = 0.0
+        """Start a sample in a slot; what its predecessor left is never read."""
         self.x[slot, 0] = x_initial
 
     def guess(self, plan: RoundPlan) -> None:
@@ -135,36 +134,47 @@ class TrajectoryStore:
             torch.from_numpy(values[is_open]).to(self.x.device)
             for values in (plan.slot, plan.sample, plan.known, count)
         )
+        self.fill(slot, sample, known, counts, int(count.max()))
+
+    def fill(
+        self,
+        slot: torch.Tensor,
+        sample: torch.Tensor,
+        known: torch.Tensor,
+        count: torch.Tensor,
+        max_count: int,
+    ) -> None:
+        """First values of nodes known + 1 .. known + count of slots [A]; nothing waits."""
         predict_guess_(
             self.x,
             self.x0,
             slot,
             known,
-            counts,
-            int(count.max()),
+            count,
+            max_count,
             self._guess_coefficients,
-            **self._guess_noise(sample, known, counts),
-            backend=self._backend,
+            **self._guess_noise(sample, known, max_count),
+            backend=self.backend,
         )
 
     def _guess_noise(
-        self, sample: torch.Tensor, first: torch.Tensor, count: torch.Tensor
+        self, sample: torch.Tensor, first: torch.Tensor, max_count: int
     ) -> dict[str, torch.Tensor]:
         # seeds where the noise comes from a counter, else the noise itself, padded
         if not self._guesses_noise:
             return {}
         if isinstance(self._noise, CounterNoise):
             return {"seeds": self._noise.seeds(sample)}
-        offsets = torch.arange(int(count.max()), device=sample.device)  # sync: explicit noise only
-        entry, offset = (offsets < count[:, None]).nonzero(as_tuple=True)
-        z = self.x.new_zeros(len(count), len(offsets), self.x.shape[2])
-        z[entry, offset] = self._noise.step(first[entry] + offset, sample[entry], self.x.dtype)
-        return {"z": z}
+        offsets = torch.arange(max_count, device=sample.device)
+        nodes = (first[:, None] + offsets).clamp(max=self.num_nodes - 1)
+        samples = sample.clamp(min=0)[:, None].expand_as(nodes)
+        z = self._noise.step(nodes.flatten(), samples.flatten(), self.x.dtype)
+        return {"z": z.view(*nodes.shape, -1)}
 
     def _step_noise(
         self, windows: Windows, sample: torch.Tensor, row_sample: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        if not self._table.is_stochastic:
+        if not self._is_stochastic:
             return {}
         if isinstance(self._noise, CounterNoise):
             return {"seeds": self._noise.seeds(sample)}
@@ -179,7 +189,7 @@ class TrajectoryStore:
             self._input_scale,
             self._model_time,
             dtype,
-            backend=self._backend,
+            backend=self.backend,
         )
 
     def update(
@@ -201,7 +211,7 @@ class TrajectoryStore:
             **self._step_noise(windows, sample, row_sample),
             m_null=m_null,
             guidance_scale=guidance_scale,
-            backend=self._backend,
+            backend=self.backend,
         )
         return trajectory_error(
             partials,
@@ -209,7 +219,7 @@ class TrajectoryStore:
             self._threshold,
             windows.start,
             windows.length,
-            backend=self._backend,
+            backend=self.backend,
         )
 
     def state(self, slot: int, node: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -103,6 +104,33 @@ class Denoiser:
             null[name] = other
         return null
 
+    def own(self) -> Denoiser:
+        """The same with copies of the conditioning's tensors, for `load` to overwrite."""
+        other = copy(self)
+        other._cond = {name: _copied(value) for name, value in self._cond.items()}
+        if self._null is not None:
+            other._null = {name: _copied(value) for name, value in self._null.items()}
+        return other
+
+    def load(self, other: Denoiser) -> None:
+        """Take over the conditioning's numbers of another one of the same form, in place."""
+        pairs = [(self._cond, other._cond), (self._null or {}, other._null or {})]
+        for mine, theirs in pairs:
+            for name, value in mine.items():
+                if isinstance(value, torch.Tensor):
+                    value.copy_(theirs[name])
+
+    @property
+    def form(self) -> Hashable:
+        """All but the numbers in the conditioning's tensors: what a recorded call depends on."""
+        others = tuple(
+            (name, id(value))
+            for cond in (self._cond, self._null or {})
+            for name, value in sorted(cond.items())
+            if not isinstance(value, torch.Tensor)
+        )
+        return self.signature, self._scale, others
+
     @property
     def signature(self) -> Hashable:
         """What the cost of a row depends on besides the model: the conditioning's form."""
@@ -136,7 +164,7 @@ class Denoiser:
                 pieces = (torch.split(values, most) for values in (x, t, row_sample))
                 parts = [self._evaluate(*rows) for rows in zip(*pieces, strict=True)]
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or min(most, len(x)) == 1:
+                if not is_out_of_memory(error) or min(most, len(x)) == 1 or _is_recorded():
                     raise
                 message = str(error).partition("\n")[0] or type(error).__name__
             else:
@@ -189,11 +217,20 @@ class Denoiser:
         return out.reshape(len(x), -1)
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the CPU."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _is_recorded() -> bool:
+    # memory cannot be freed while a graph is captured; the round is tried again without
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _pick(value: torch.Tensor, row_sample: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -168,6 +169,16 @@ class CounterNoise:
         signed = [_signed(seed) for seed in seeds]
         self._seeds = torch.tensor(signed, dtype=torch.int64, device=device)
         self._num_elements = num_elements
+
+    def own(self) -> CounterNoise:
+        """The same noise with a copy of the seeds, for `load` to overwrite."""
+        other = copy(self)
+        other._seeds = self._seeds.clone()
+        return other
+
+    def load(self, other: CounterNoise) -> None:
+        """Take over as many seeds, in place."""
+        self._seeds.copy_(other._seeds)
 
     def seeds(self, samples: torch.Tensor) -> torch.Tensor:
         """The 64 bits of each sample's seed, int64 [R]: what a kernel needs to make the noise."""

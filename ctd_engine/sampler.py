@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time as _time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch
 from ctd_engine import _checks
 from ctd_engine._auto_window import follow, make_plan
 from ctd_engine._request import Request, SamplerBase
-from ctd_engine._rounds import REASONS, RoundSettings, run_rounds
+from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
+from ctd_engine._rounds import REASONS, Outcome, RoundSettings, run_rounds
 from ctd_engine._sequential import SequentialSampler
 from ctd_engine._trajectory import GUESSES, METHODS
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
 from ctd_engine.schedules import Schedule
+from ctd_engine.scheduling import BACKENDS
 from ctd_engine.solvers import SolverTable
 from ctd_engine.window_plan import WindowPlan, expected_reach, observed_reach
 
@@ -62,7 +65,12 @@ class ParallelSampler(SamplerBase):
         model_dtype: dtype of the model's input; None is `dtype`. Times stay in `dtype`.
         device: where states live and the model runs.
         backend: None (Triton on a CUDA device, else the reference), "reference" or "triton".
-        scheduler_backend: None (the extension, or its Python twin), "cpp" or "python".
+        scheduler_backend: where windows are scheduled: None ("cuda" where it can run, else the
+            extension, or its Python twin), "cuda" (beside the model, no round waits for the host),
+            "cpp" or "python".
+        cuda_graphs: record the rounds on a CUDA device, with the model in them, and replay them. A
+            model whose calls do more than launch kernels, such as one that caches or counts in
+            Python, needs False.
         solver_options: further arguments of the solver, such as {"eta": 1.0}.
 
     Raises:
@@ -93,6 +101,7 @@ class ParallelSampler(SamplerBase):
         device: torch.device | str = "cpu",
         backend: str | None = None,
         scheduler_backend: str | None = None,
+        cuda_graphs: bool = True,
         solver_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -142,9 +151,24 @@ class ParallelSampler(SamplerBase):
             device=self.device,
             backend=backend,
             scheduler_backend=scheduler_backend,
+            use_graphs=bool(cuda_graphs),
         )
+        self._is_resident = self._can_be_resident()
+        self._kept = KeptRounds()
         self._reach = expected_reach(nodes, self._settings.tolerance)
         self._has_told = False
+
+    def _can_be_resident(self) -> bool:
+        asked = self._settings.scheduler_backend
+        if asked is not None:
+            _checks.require_choice("scheduler_backend", asked, ("cuda", *BACKENDS))
+        reasons = reasons_against(self._settings)
+        if asked == "cuda" and reasons:
+            listed = "".join(f"\n    - {reason}" for reason in reasons)
+            raise RuntimeError(f'scheduler_backend "cuda" cannot run here{listed}')
+        if asked is None and reasons and self.device.type == "cuda":
+            logger.warning("the host waits for every round: %s", "; ".join(reasons))
+        return asked in (None, "cuda") and not reasons
 
     def sample(
         self,
@@ -181,10 +205,10 @@ class ParallelSampler(SamplerBase):
         """
         begin = _time.perf_counter()
         request = self._request(num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._on_device():
             chosen = self._plan(request) if self.window_size == "auto" else None
             settings = self._settings if chosen is None else follow(self._settings, chosen)
-            outcome = run_rounds(request, settings, progress=progress, callback=callback)
+            outcome = self._run(request, settings, self._kept, progress, callback)
         self._reach = observed_reach(outcome.history) or self._reach
         cost = request.denoiser.evaluations_per_row
         stats = SampleStats(
@@ -200,6 +224,18 @@ class ParallelSampler(SamplerBase):
         reasons = [REASONS[end.reason] for end in outcome.ends]
         return request.result(outcome.samples, stats, reasons)
 
+    def _run(
+        self,
+        request: Request,
+        settings: RoundSettings,
+        kept: KeptRounds,
+        progress: bool,
+        callback: Callback | None,
+    ) -> Outcome:
+        if self._is_resident:
+            return run_resident(request, settings, kept, progress=progress, callback=callback)
+        return run_rounds(request, settings, progress=progress, callback=callback)
+
     def plan(
         self,
         num_samples: int = 1,
@@ -214,11 +250,22 @@ class ParallelSampler(SamplerBase):
         read off this sampler's last run, before the first one it is a rule of thumb.
         """
         request = self._request(num_samples, 0, None, None, None, cond, guidance_scale)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._on_device():
             return self._plan(request)
 
+    def _on_device(self) -> AbstractContextManager[object]:
+        # kernels are launched on the current device
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def _plan(self, request: Request) -> WindowPlan:
-        chosen = make_plan(self.model, request, self._settings, self._reach)
+        chosen = make_plan(
+            self.model,
+            request,
+            self._settings,
+            self._reach,
+            # buffers of a measurement are not kept for samples
+            lambda r, s, callback: self._run(r, s, KeptRounds(), False, callback),
+        )
         if chosen.is_sequential and not self._has_told:
             self._has_told = True
             rival = min(chosen.options[1:], key=lambda o: o.wall_time_s, default=chosen.best)

@@ -95,9 +95,13 @@ def play(sizes, seed, num_threads):
     scheduler = DeviceScheduler("cpu", **sizes, num_threads=num_threads)
     scheduler.begin()
     all_ended, ended, before = [], [], [-1] * sizes["num_slots"]
+    most_rows = sizes["max_rows"]
     while True:
         plan = reference.plan()
         assert_same_plan(scheduler, plan)
+        snapshot = snapshot_of(scheduler)
+        assert snapshot.num_rows <= most_rows
+        most_rows = scheduler.most_rows_next(snapshot)
         assert_same_admissions(scheduler, before)
         assert_same_ends(scheduler, reference, ended, all_ended)
         if plan is None:

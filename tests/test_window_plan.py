@@ -30,7 +30,7 @@ def auto(model=None, **options):
 
 
 def with_times(monkeypatch, times):
-    monkeypatch.setattr(_auto_window, "_measure", lambda request, settings: times)
+    monkeypatch.setattr(_auto_window, "_measure", lambda request, settings, run: times)
 
 
 def test_row_times_are_linear_between_and_beyond():

@@ -102,7 +102,8 @@ class DeviceScheduler:
             raise ValueError(f"num_threads must be at most {MAX_THREADS}, got {num_threads}")
         self.device = _usable(torch.device(device))
         self._extension: Any = _ext.load(required=True)
-        self._num_slots, self._max_rows = sizes["num_slots"], sizes["max_rows"]
+        self._sizes = sizes
+        self.num_slots, self._max_rows = sizes["num_slots"], sizes["max_rows"]
         state = torch.from_numpy(empty_state(sizes))
         if self.device.type == "cuda":
             # a copy from pinned memory is enqueued, any other waits
@@ -111,9 +112,9 @@ class DeviceScheduler:
         self.rows = torch.zeros(
             (len(ROW_COLUMNS), self._max_rows), dtype=torch.int64, device=self.device
         )
-        self.slot = torch.arange(self._num_slots, device=self.device)
-        end_of_slots = len(HEADER) + len(SLOT_COLUMNS) * self._num_slots
-        columns = self.state[len(HEADER) : end_of_slots].view(-1, self._num_slots)
+        self.slot = torch.arange(self.num_slots, device=self.device)
+        end_of_slots = len(HEADER) + len(SLOT_COLUMNS) * self.num_slots
+        columns = self.state[len(HEADER) : end_of_slots].view(-1, self.num_slots)
         for name, column in zip(SLOT_COLUMNS, columns, strict=True):
             setattr(self, name, column)
         for name, row in zip(ROW_COLUMNS, self.rows, strict=True):
@@ -167,9 +168,26 @@ class DeviceScheduler:
             )
         return read_snapshot(snapshot)
 
+    def most_rows_next(self, now: Snapshot) -> int:
+        """An upper bound of `num_rows` one step after `now`, whatever the step is told.
+
+        Every window of `now` may be accepted whole, which lengthens the next one the most; a
+        sample that takes the place of one that ends begins with `first_length`.
+        """
+        s = self._sizes
+        length, reach = (values[now.sample >= 0] for values in (now.length, now.reach))
+        longest = np.full(len(length), s["window_size"])
+        if s["window_ratio"] > 0:
+            further = np.maximum(reach, (3 * reach + 512 * length) // 4)
+            wanted = np.maximum(1, -(-s["window_ratio"] * further // 65536))
+            if now.num_waiting > 0:
+                wanted = np.maximum(wanted, s["first_length"])
+            longest = np.minimum(longest, wanted)
+        return min(s["max_rows"], int(longest.sum()))
+
     def _launch(self) -> tuple[int, int, int, int]:
         stream = torch.cuda.current_stream(self.device).cuda_stream
-        return self._num_slots, self._max_rows, self.device.index, stream
+        return self.num_slots, self._max_rows, self.device.index, stream
 
     def _require(self, name: str, tensor: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):
@@ -178,9 +196,9 @@ class DeviceScheduler:
             raise ValueError(f"{name} must be on {self.device}, got {tensor.device}")
         if tensor.dtype != torch.int64:
             raise ValueError(f"{name} must be torch.int64, got {tensor.dtype}")
-        if tensor.shape != (self._num_slots,):
+        if tensor.shape != (self.num_slots,):
             raise ValueError(
-                f"{name} must have one entry per slot, shape ({self._num_slots},), "
+                f"{name} must have one entry per slot, shape ({self.num_slots},), "
                 f"got {tuple(tensor.shape)}"
             )
         if not tensor.is_contiguous():

@@ -61,8 +61,8 @@ def empty_state(sizes: Sizes) -> IntArray:
 class Snapshot:
     """A scheduler's state at one moment, on the host.
 
-    `sample`, `start`, `length` and `known` are int64 [S], a free slot's sample is -1. `ended`
-    holds the samples that the last step ended, in order of slots.
+    `sample` .. `reach` are int64 [S], a free slot's sample is -1. `ended` holds the samples that
+    the last step ended, in order of slots.
     """
 
     round: int
@@ -74,6 +74,9 @@ class Snapshot:
     start: IntArray
     length: IntArray
     known: IntArray
+    rounds: IntArray
+    evaluations: IntArray
+    reach: IntArray
     ended: list[Finished]
     ends: IntArray
 
@@ -103,10 +106,7 @@ def read_snapshot(state: IntArray) -> Snapshot:
         num_active=header["num_active"],
         num_waiting=num_samples - header["next_sample"],
         num_finished=header["num_finished"],
-        sample=slots["sample"],
-        start=slots["start"],
-        length=slots["length"],
-        known=slots["known"],
+        **{name: slots[name] for name in SLOT_COLUMNS[: SLOT_COLUMNS.index("first_row")]},
         ended=[_finished(ends, s) for s in slots["ended_sample"].tolist() if s >= 0],
         ends=ends,
     )

@@ -1,0 +1,164 @@
+"""The rounds of a parallel run with the scheduler beside the model: no round waits for the host.
+
+One round, all of it enqueued: guess, gather, model, update, check, schedule, turn over. The host
+reads the scheduler's state one round late, from pinned memory, and enqueues the next round while
+the device works on this one. On a CUDA device a round is one graph per number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ctd_engine._graphs import GraphedCalls
+from ctd_engine._mailbox import Mailbox
+from ctd_engine._request import Request
+from ctd_engine._trajectory import TrajectoryStore
+from ctd_engine.ops.picard_update import Windows
+from ctd_engine.ops.turn_over import turn_over_
+from ctd_engine.scheduling.device import DeviceScheduler
+from ctd_engine.scheduling.state import Snapshot
+
+__all__ = ["ResidentRounds", "row_buckets"]
+
+# rounds that are enqueued before the outcome of the first of them is known
+LOOKAHEAD = 2
+
+
+def row_buckets(max_rows: int) -> list[int]:
+    """Numbers of rows that get a graph: powers of two below `max_rows`, and `max_rows`."""
+    powers = [1 << p for p in range(max_rows.bit_length()) if 1 << p < max_rows]
+    return [*powers, max_rows]
+
+
+@dataclass
+class ResidentRounds:
+    """Buffers of one run, its rounds, and what the host knows of them.
+
+    The number of rows of a round is an upper bound of what the device may ask for, so that every
+    decision is the device's and the same as on a host that waits; rows beyond it are padding.
+
+    Args:
+        request: what to sample.
+        store: the rings, with as many slots as the scheduler.
+        scheduler: on the store's device.
+        window_size: the longest window.
+        max_rows: rows of a round at most.
+        model_dtype: of the model's input.
+        use_graphs: record the rounds of a size in a CUDA graph.
+    """
+
+    request: Request
+    store: TrajectoryStore
+    scheduler: DeviceScheduler
+    window_size: int
+    max_rows: int
+    model_dtype: torch.dtype
+    use_graphs: bool
+    samples: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        # a sample's start until it ends, its result after that
+        self.samples = self.request.starts()
+        self._run_round = GraphedCalls(self._round, self.store.x.device, self.use_graphs)
+        self._mailbox = Mailbox(self.scheduler.state, LOOKAHEAD + 1)
+        self._buckets = row_buckets(self.max_rows)
+        self._enqueued = self._known = 0
+        self.latest = self._begin()
+
+    def restart(self, request: Request) -> None:
+        """Begin anew with another request of the same form; buffers and graphs stay."""
+        self.request.load(request)
+        self.samples.copy_(request.starts())
+        self._enqueued = self._known = 0
+        self.latest = self._begin()
+
+    def _begin(self) -> Snapshot:
+        self.scheduler.begin()
+        self._turn_over()
+        self._mailbox.post(0)
+        return self._read(0)
+
+    def _read(self, number: int) -> Snapshot:
+        return self.scheduler.read(self._mailbox.wait(number))
+
+    def next(self) -> Snapshot | None:
+        """The state after one more round; None when every sample has ended.
+
+        Keeps the device busy: while the outcome of a round is awaited the next one is enqueued,
+        unless the awaited one may be the last.
+        """
+        if self.latest.num_active == 0:
+            return None
+        while self._enqueued - self._known < LOOKAHEAD:
+            ahead = self._enqueued - self._known
+            if ahead > 0 and self._may_end():
+                break
+            self._enqueue(self._rows_needed(ahead))
+        self._known += 1
+        self.latest = self._read(self._known)
+        return self.latest
+
+    def drain(self) -> None:
+        """Wait for what was enqueued; `latest` is then the state that the rings are in."""
+        while self._known < self._enqueued:
+            self._known += 1
+            self.latest = self._read(self._known)
+
+    def _may_end(self) -> bool:
+        """Whether the next round may be the last, if no sample diverges or runs out of rounds."""
+        now = self.latest
+        is_active = now.sample >= 0
+        ends = (now.start + now.length)[is_active]
+        return now.num_waiting == 0 and bool((ends >= self.store.num_nodes).all())
+
+    def _rows_needed(self, ahead: int) -> int:
+        """The smallest bucket that holds whatever the device may want."""
+        now = self.latest
+        rows = now.num_rows if ahead == 0 else self.scheduler.most_rows_next(now)
+        return next(bucket for bucket in self._buckets if bucket >= rows)
+
+    def _enqueue(self, rows: int) -> None:
+        self._run_round(rows)
+        self._enqueued += 1
+        self._mailbox.post(self._enqueued)
+
+    def _round(self, rows: int) -> None:
+        """Enqueue one round of at most `rows` rows; nothing here may wait."""
+        s = self.scheduler
+        row_sample = s.row_sample[:rows]
+        windows = Windows(
+            slot=s.slot,
+            start=s.start,
+            length=s.length,
+            first_row=s.first_row,
+            row_slot=s.row_slot[:rows],
+            row_node=s.row_node[:rows],
+            row_entry=s.row_entry[:rows],
+            row_offset=s.row_offset[:rows],
+            max_length=self.window_size,
+        )
+        count = s.start + s.length - s.known
+        self.store.fill(s.slot, s.sample, s.known, count, self.window_size)
+        x, t = self.store.model_rows(windows, self.model_dtype)
+        m, m_null = self.request.denoiser(x, t, row_sample)
+        accepted, finite = self.store.update(
+            windows, s.sample, row_sample, m, m_null, self.request.denoiser.guidance_scale
+        )
+        s.step(accepted, finite)
+        self._turn_over()
+
+    def _turn_over(self) -> None:
+        s = self.scheduler
+        turn_over_(
+            self.store.x,
+            self.store.x0,
+            self.samples,
+            s.ended_sample,
+            s.ended_reason,
+            s.ended_known,
+            s.admitted_sample,
+            self.store.num_nodes,
+            backend=self.store.backend,
+        )

@@ -1,0 +1,158 @@
+"""A parallel run on a CUDA device whose rounds do not wait for the host."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+
+import torch
+from tqdm import tqdm
+
+from ctd_engine import _ext
+from ctd_engine._request import Request
+from ctd_engine._resident import ResidentRounds
+from ctd_engine._rounds import Outcome, RoundSettings, first_length, make_store, num_slots_for
+from ctd_engine.noise import CallableNoise, CounterNoise
+from ctd_engine.ops._dispatch import resolve
+from ctd_engine.result import Callback, RoundProgress, RoundRecord
+from ctd_engine.scheduling import Finished
+from ctd_engine.scheduling.device import DeviceScheduler
+from ctd_engine.scheduling.plan import CANCELLED
+from ctd_engine.scheduling.state import Snapshot
+
+__all__ = ["KeptRounds", "reasons_against", "run_resident"]
+
+
+def reasons_against(settings: RoundSettings) -> list[str]:
+    """Why rounds have to be scheduled on the host; empty if they need not."""
+    if settings.device.type != "cuda":
+        return [f"device is {settings.device.type}"]
+    reasons = []
+    if resolve(settings.backend, torch.empty(0, device=settings.device)) != "triton":
+        reasons.append("only the Triton kernels leave padding alone, and the reference runs")
+    lacks = _ext.cuda_unavailable_reason()
+    return reasons if lacks is None else [*reasons, lacks]
+
+
+class KeptRounds:
+    """Buffers and graphs of past runs, to be used again by a run of the same form.
+
+    A run takes them out and puts them back at its end, so that two threads never share any.
+    """
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._kept: OrderedDict[Hashable, ResidentRounds] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, key: Hashable, request: Request, settings: RoundSettings) -> ResidentRounds:
+        """Rounds that begin with the request."""
+        with self._lock:
+            rounds = self._kept.pop(key, None)
+        if rounds is None:
+            return make_rounds(request, settings)
+        rounds.restart(request)
+        return rounds
+
+    def put(self, key: Hashable, rounds: ResidentRounds) -> None:
+        """Keep them for later; those used longest ago are let go."""
+        with self._lock:
+            self._kept[key] = rounds
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+
+def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
+    """New buffers for a request, with copies of whatever a graph will read."""
+    own = request.own()
+    num_slots = num_slots_for(settings, own.num_samples)
+    return ResidentRounds(
+        own,
+        make_store(own, settings, num_slots),
+        DeviceScheduler(
+            settings.device,
+            num_samples=own.num_samples,
+            num_nodes=settings.table.num_nodes,
+            window_size=settings.window_size,
+            first_window=settings.first_window,
+            window_ratio=settings.window_ratio,
+            max_rows=settings.max_rows,
+            num_slots=num_slots,
+            first_length=first_length(settings),
+            max_rounds=settings.max_rounds,
+            lockstep=settings.lockstep,
+        ),
+        window_size=settings.window_size,
+        max_rows=settings.max_rows,
+        model_dtype=settings.model_dtype,
+        # what a callable does besides launches would not happen again in a replay
+        use_graphs=settings.use_graphs and not isinstance(own.noise, CallableNoise),
+    )
+
+
+def run_resident(
+    request: Request,
+    settings: RoundSettings,
+    kept: KeptRounds,
+    *,
+    progress: bool = False,
+    callback: Callback | None = None,
+) -> Outcome:
+    """Sample every trajectory of the request to its end; decisions as `run_rounds`."""
+    num_samples, nodes = request.num_samples, settings.table.num_nodes
+    # the current stream orders this run behind the last one that used the same buffers
+    stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
+    key = (settings, num_samples, request.denoiser.form, stream)
+    # explicit noise is a tensor of its request, which a graph would go on to read
+    is_reusable = isinstance(request.noise, CounterNoise)
+    rounds = kept.take(key, request, settings) if is_reusable else make_rounds(request, settings)
+    history: list[RoundRecord] = []
+    evaluations = 0
+    is_cancelled = False
+    bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
+    with bar:
+        plan = rounds.latest
+        while not is_cancelled and (after := rounds.next()) is not None:
+            history.append(_record(plan))
+            evaluations += plan.num_rows
+            plan = after
+            done = nodes * after.num_finished + int(after.start[after.sample >= 0].sum())
+            bar.update(done - bar.n)
+            told = RoundProgress(len(history), evaluations, after.num_finished, num_samples)
+            is_cancelled = callback is not None and callback(told) is True
+    rounds.drain()
+    samples = rounds.samples.clone()
+    ends = rounds.latest.finished
+    if is_cancelled:
+        ends += _cancel(rounds, samples, {end.sample for end in ends})
+    outcome = Outcome(
+        samples,
+        sorted(ends, key=lambda end: end.sample),
+        history,
+        evaluations,
+        rounds.store.state_bytes,
+    )
+    if is_reusable:
+        kept.put(key, rounds)
+    return outcome
+
+
+def _record(plan: Snapshot) -> RoundRecord:
+    runs = plan.length > 0
+    return RoundRecord(plan.sample[runs], plan.start[runs], plan.length[runs])
+
+
+def _cancel(rounds: ResidentRounds, samples: torch.Tensor, ended: set[int]) -> list[Finished]:
+    """Best estimates of the samples that hold a slot; NaN for those that never began."""
+    now = rounds.latest
+    at = {int(sample): slot for slot, sample in enumerate(now.sample) if sample >= 0}
+    ends = []
+    for sample in sorted(set(range(len(samples))) - ended):
+        slot = at.get(sample, -1)
+        known = int(now.known[slot]) if slot >= 0 else 0
+        samples[sample] = rounds.store.data_estimate(slot, known - 1) if known else torch.nan
+        counts = (int(now.rounds[slot]), int(now.evaluations[slot])) if slot >= 0 else (0, 0)
+        start = int(now.start[slot]) if slot >= 0 else 0
+        ends.append(Finished(sample, slot, CANCELLED, *counts, start, known))
+    return ends

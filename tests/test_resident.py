@@ -1,0 +1,298 @@
+"""Rounds with the scheduler beside the model decide and give what rounds on the host do.
+
+On a CPU the same loop runs with the scheduler's host build and the kernels in the interpreter,
+without graphs; on a GPU (marked) as users run it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ctd_engine import ParallelSampler, _ext
+from ctd_engine._resident import row_buckets
+from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
+from ctd_engine._rounds import REASONS, run_rounds
+from ctd_engine.ops._dispatch import triton_unavailable_reason
+from small_problems import PROBLEMS, SHAPE, mixture, table_of
+
+if triton_unavailable_reason() is not None:
+    pytest.skip(f"no Triton: {triton_unavailable_reason()}", allow_module_level=True)
+if _ext.unavailable_reason() is not None and os.environ.get("CTD_REQUIRE_EXT") != "1":
+    pytest.skip(f"no extension: {_ext.unavailable_reason()}", allow_module_level=True)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+
+
+def make_sampler(model=None, problem=PROBLEMS[0], num_steps=10, **options):
+    table = table_of(problem, num_steps)
+    options = {"window_size": 4, "tolerance": 0.05, "backend": "triton", **options}
+    return ParallelSampler(
+        model or mixture(table),
+        shape=SHAPE,
+        solver=table,
+        dtype=torch.float64,
+        device=DEVICE,
+        **options,
+    )
+
+
+def both(sampler, num_samples, *, kept=None, callback=None, settings=None, **arguments):
+    """Outcomes of the two loops for one request."""
+    names = ("seed", "seeds", "x_init", "noise", "cond", "guidance_scale")
+    given = {name: arguments.get(name) for name in names}
+    settings = settings or sampler._settings
+    outcomes = []
+    for how in ("host", "resident"):
+        request = sampler._request(num_samples, *given.values())
+        with torch.inference_mode():
+            # on a CPU the interpreter is slow, and the reference gives the same numbers
+            plain = replace(settings, backend="reference" if DEVICE == "cpu" else "triton")
+            outcomes.append(
+                run_rounds(request, plain, callback=callback)
+                if how == "host"
+                else run_resident(request, settings, kept or KeptRounds(), callback=callback)
+            )
+    return outcomes
+
+
+def assert_alike(host, resident):
+    torch.testing.assert_close(resident.samples, host.samples, rtol=0.0, atol=1e-12, equal_nan=True)
+    # samples take slots in another order when several end at once, so slots are not compared
+    assert [end._replace(slot=0) for end in resident.ends] == [
+        end._replace(slot=0) for end in host.ends
+    ]
+    assert resident.evaluations == host.evaluations
+    assert len(resident.history) == len(host.history)
+    for one, other in zip(resident.history, host.history, strict=True):
+        for name in ("sample", "start", "length"):
+            assert getattr(one, name).tolist() == getattr(other, name).tolist()
+
+
+@pytest.mark.parametrize("number", [0, 2, 8, 10, 13])
+@pytest.mark.parametrize("options", [{}, {"guess": "copy"}, {"max_rows": 7}], ids=str)
+def test_decides_as_the_host_does(number, options):
+    assert_alike(*both(make_sampler(problem=PROBLEMS[number], **options), 3, seed=1))
+
+
+@pytest.mark.parametrize("window_size", [1, 3, 100])
+def test_any_window(window_size):
+    assert_alike(*both(make_sampler(window_size=window_size), 5, seed=2))
+
+
+def test_more_samples_than_slots():
+    host, resident = both(make_sampler(max_rows=8), 9, seed=3)
+    assert_alike(host, resident)
+    assert {REASONS[end.reason].name for end in resident.ends} == {"CONVERGED"}
+
+
+def test_windows_that_follow_their_samples():
+    sampler = make_sampler(num_steps=24, max_rows=20)
+    settings = replace(sampler._settings, window_size=10, first_window=5, window_ratio=400)
+    host, resident = both(sampler, 4, seed=0, settings=settings)
+    assert_alike(host, resident)
+    assert len({int(n) for record in resident.history for n in record.length}) > 3
+
+
+def test_lockstep():
+    assert_alike(*both(make_sampler(lockstep=True, guess="copy"), 3, seed=1))
+
+
+@pytest.mark.parametrize("max_rounds", [1, 3])
+def test_max_rounds(max_rounds):
+    host, resident = both(make_sampler(max_rounds=max_rounds, max_rows=8), 5, seed=1)
+    assert_alike(host, resident)
+    assert {REASONS[end.reason].name for end in resident.ends} == {"MAX_ROUNDS"}
+    assert torch.isfinite(resident.samples).all()
+
+
+def test_nan_stays_in_its_sample():
+    exact = mixture(table_of(PROBLEMS[0], 10))
+
+    def model(x, t, index):
+        return torch.where((index == 1)[:, None, None], torch.nan, exact(x, t))
+
+    cond = {"index": torch.arange(4, device=DEVICE)}
+    host, resident = both(make_sampler(model, max_rows=8), 4, seed=1, cond=cond)
+    assert_alike(host, resident)
+    assert [REASONS[end.reason].name for end in resident.ends] == [
+        "CONVERGED",
+        "DIVERGED",
+        "CONVERGED",
+        "CONVERGED",
+    ]
+    assert resident.samples[1].isnan().all()
+    assert resident.samples[[0, 2, 3]].isfinite().all()
+
+
+def test_guidance_and_conditioning():
+    exact = mixture(table_of(PROBLEMS[0], 10))
+
+    def model(x, t, shift):
+        return exact(x, t) + 0.1 * shift[:, None, None]
+
+    sampler = make_sampler(model, null_cond={"shift": torch.zeros(1, device=DEVICE)})
+    cond = {"shift": torch.tensor([1.0, -2.0], device=DEVICE)}
+    assert_alike(*both(sampler, 2, seed=1, cond=cond, guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("how", ["tensor", "callable"])
+def test_explicit_noise_and_start(how):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(10, 3, *SHAPE, generator=generator, dtype=torch.float64).to(DEVICE)
+    start = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64).to(DEVICE)
+    given = noise if how == "tensor" else lambda nodes, samples: noise[nodes, samples]
+    assert_alike(*both(make_sampler(max_rows=8), 3, noise=given, x_init=start))
+
+
+def test_cancelled():
+    told = []
+
+    def callback(progress):
+        told.append((progress.round, progress.evaluations))
+        return progress.round == 3
+
+    host, resident = both(make_sampler(max_rows=4), 3, seed=0, callback=callback)
+    assert told[:3] == told[3:]
+    assert [REASONS[end.reason].name for end in resident.ends] == ["CANCELLED"] * 3
+    assert len(resident.history) == len(host.history) == 3
+    # a round that was under way went on, so the estimate may be a round younger
+    assert resident.samples[0].isfinite().all()
+    assert resident.samples[2].isnan().all()
+
+
+def test_buffers_are_used_again_and_nothing_of_the_past_is_left():
+    exact = mixture(table_of(PROBLEMS[0], 10))
+
+    def model(x, t, shift):
+        return exact(x, t) + 0.1 * shift[:, None, None]
+
+    sampler, kept = make_sampler(model, max_rows=8), KeptRounds(most=1)
+    first = torch.tensor([1.0, torch.nan, 0.0], device=DEVICE)
+    for seed, shift in ((0, first), (1, -first), (2, first.nan_to_num())):
+        assert_alike(*both(sampler, 3, seed=seed, cond={"shift": shift}, kept=kept))
+    (rounds,) = kept._kept.values()
+    # another form of request gets its own, and the oldest goes
+    assert_alike(*both(sampler, 2, seed=0, cond={"shift": first[:2]}, kept=kept))
+    (other,) = kept._kept.values()
+    assert other is not rounds
+    # the user's tensor was copied: changing it changes no recorded round
+    assert first.isnan().any()
+
+
+def test_samples_outlive_the_buffers():
+    sampler, kept = make_sampler(), KeptRounds()
+    _, one = both(sampler, 2, seed=0, kept=kept)
+    before = one.samples.clone()
+    both(sampler, 2, seed=9, kept=kept)
+    assert torch.equal(one.samples, before)
+
+
+def test_buckets_are_powers_of_two_and_the_most():
+    assert row_buckets(1) == [1]
+    assert row_buckets(8) == [1, 2, 4, 8]
+    assert row_buckets(11) == [1, 2, 4, 8, 11]
+
+
+def test_padding_never_counts():
+    """Rows beyond the windows' go through the model, and nothing comes of them."""
+    exact, rows = mixture(table_of(PROBLEMS[0], 10)), []
+
+    def model(x, t):
+        rows.append(len(x))
+        return exact(x, t)
+
+    host, resident = both(make_sampler(model, window_size=5, max_rows=11), 2, seed=1)
+    assert_alike(host, resident)
+    resident_rows = rows[len(host.history) :]
+    assert set(resident_rows) <= set(row_buckets(11))
+    assert sum(resident_rows) > resident.evaluations
+    # no round is enqueued after the last one
+    assert len(resident_rows) == len(resident.history)
+
+
+def test_host_decides_without_a_gpu():
+    if DEVICE == "cuda":
+        assert reasons_against(make_sampler()._settings) == []
+        return
+    assert reasons_against(make_sampler()._settings) == ["device is cpu"]
+    with pytest.raises(RuntimeError, match='"cuda" cannot run here\n    - device is cpu'):
+        make_sampler(scheduler_backend="cuda")
+    with pytest.raises(ValueError, match="scheduler_backend must be one of"):
+        make_sampler(scheduler_backend="fast")
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+class TestOnTheGpu:
+    """What only a device can show."""
+
+    def test_steady_state_never_waits(self):
+        sampler = make_sampler(num_steps=60, window_size=8)
+        sampler.sample(2, seed=0)
+        torch.cuda.synchronize()
+
+        def callback(progress):
+            # from the second round on nothing but waiting for the mailbox is allowed
+            torch.cuda.set_sync_debug_mode("error")
+            return None
+
+        try:
+            result = sampler.sample(2, seed=1, callback=callback)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert result.all_converged
+
+    @pytest.mark.parametrize("cuda_graphs", [True, False])
+    def test_equals_the_cpu(self, cuda_graphs):
+        for seed in range(3):
+            on_gpu = make_sampler(cuda_graphs=cuda_graphs, num_steps=40).sample(3, seed=seed)
+            table = table_of(PROBLEMS[0], 40)
+            on_cpu = ParallelSampler(
+                mixture(table),
+                shape=SHAPE,
+                solver=table,
+                window_size=4,
+                tolerance=0.05,
+                dtype=torch.float64,
+            ).sample(3, seed=seed)
+            assert (on_gpu.samples.cpu() - on_cpu.samples).abs().max() < 1e-9
+            assert on_gpu.stats.rounds == on_cpu.stats.rounds
+
+    def test_a_model_that_waits_runs_without_graphs_and_says_so(self, caplog):
+        exact = mixture(table_of(PROBLEMS[0], 10))
+
+        def model(x, t):
+            float(x.sum())
+            return exact(x, t)
+
+        with caplog.at_level(logging.WARNING, logger="ctd_engine"):
+            result = make_sampler(model).sample(2, seed=0)
+        want = make_sampler().sample(2, seed=0)
+        assert (result.samples - want.samples).abs().max() < 1e-12
+        (record,) = [r for r in caplog.records if "without CUDA graphs" in r.getMessage()]
+        assert record.getMessage()
+
+    def test_streams_do_not_disturb_each_other(self):
+        sampler = make_sampler(num_steps=40)
+        want = [sampler.sample(2, seed=seed).samples for seed in range(4)]
+        streams = [torch.cuda.Stream() for _ in range(4)]
+        got = []
+        for seed, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                got.append(sampler.sample(2, seed=seed).samples)
+        torch.cuda.synchronize()
+        for one, other in zip(want, got, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_record_of_a_round_lists_active_windows_only():
+    _, resident = both(make_sampler(max_rows=8), 3, seed=3)
+    for record in resident.history:
+        assert (record.sample >= 0).all()
+        assert np.all(record.length > 0)
