@@ -87,6 +87,14 @@ class Request:
         return SampleResult(shaped, stats, reasons, self.seeds)
 
 
+def _on(device: torch.device, cond: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    # a row picks its conditioning with indices that live on the device
+    return cond and {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in cond.items()
+    }
+
+
 class SamplerBase:
     """Arguments that every sampler takes; see `ParallelSampler` for their meaning."""
 
@@ -179,7 +187,12 @@ class SamplerBase:
             initial_scale=self.table.initial_scale,
             noise=source,
             denoiser=Denoiser(
-                self.model, self.shape, num_samples, cond, self.null_cond, guidance_scale
+                self.model,
+                self.shape,
+                num_samples,
+                _on(self.device, cond),
+                _on(self.device, self.null_cond),
+                guidance_scale,
             ),
             dtype=self.dtype,
             device=self.device,

@@ -29,7 +29,8 @@ class Denoiser:
         shape: shape of one sample.
         num_samples: B.
         cond: keyword arguments of the model. A tensor whose first dimension is B is indexed per
-            row, so that row r gets the conditioning of its own sample; all else passes unchanged.
+            row, so that row r gets the conditioning of its own sample; it must be on the device
+            of the rows. All else passes unchanged.
         null_cond: the unconditional counterpart, needed by guidance. A tensor with first
             dimension 1 is expanded.
         guidance_scale: g in  m = m_null + g (m_cond - m_null)   (Ho and Salimans 2022, eq. 6 with
@@ -197,7 +198,7 @@ class Denoiser:
         if self._null is None:
             return self._call(inputs, t, _select(self._cond, row_sample)), None
         both = {
-            name: torch.cat([_pick(self._null[name], row_sample), _pick(value, row_sample)])
+            name: torch.cat([self._null[name][row_sample], value[row_sample]])
             if isinstance(value, torch.Tensor)
             else value
             for name, value in self._cond.items()
@@ -233,12 +234,8 @@ def _is_recorded() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _pick(value: torch.Tensor, row_sample: torch.Tensor) -> torch.Tensor:
-    return value[row_sample.to(value.device)]
-
-
 def _select(cond: dict[str, Any], row_sample: torch.Tensor) -> dict[str, Any]:
     return {
-        name: _pick(value, row_sample) if isinstance(value, torch.Tensor) else value
+        name: value[row_sample] if isinstance(value, torch.Tensor) else value
         for name, value in cond.items()
     }

@@ -77,7 +77,7 @@ class SampleResult:
     """What `sample` returns.
 
     `samples` [B, *shape]; `stats`; one `StopReason` per sample; `seeds`, the 64-bit seed of every
-    sample, each of which makes its sample again with `sample(seeds=[seed])`.
+    sample, each of which makes its sample again with `sample(seeds=[seed])`, up to the tolerance.
     """
 
     samples: torch.Tensor

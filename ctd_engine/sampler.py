@@ -189,12 +189,14 @@ class ParallelSampler(SamplerBase):
             num_samples: B.
             seed: one integer for the whole call; sample b gets its own seed derived from (seed, b).
             seeds: B integers in [0, 2**64), one per sample, instead of `seed`. Equal seeds give
-                equal samples, whatever else is in the batch. With neither, torch's global
-                generator supplies a seed.
+                equal noise, whatever else is in the batch, and equal samples up to the tolerance:
+                others in the batch take a share of `max_rows`, which changes the windows. With
+                neither, torch's global generator supplies a seed.
             x_init: x_0 [B, *shape], instead of initial noise from the seeds.
             noise: z [num_nodes, B, *shape], or a callable `noise(nodes [R], samples [R]) ->
                 [R, *shape]`, instead of the noise of the steps from the seeds.
-            cond: keyword arguments of the model; tensors have one row per sample.
+            cond: keyword arguments of the model; tensors have one row per sample and are taken to
+                the sampler's device.
             guidance_scale: classifier-free guidance, needs `null_cond`; 1 or None is off.
             progress: show a progress bar of finished trajectory points.
             callback: called with a `RoundProgress` after every round; returning True cancels.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
+
+CUDA_TOOLS = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
 
 # more slots and rows than a block has threads, under a budget that binds
 LARGE = dict(
@@ -148,3 +155,27 @@ def test_step_rejects_tensors_of_another_device():
     values = torch.ones(LARGE["num_slots"], dtype=torch.int64)
     with pytest.raises(ValueError, match="accepted must be on cuda:0, got cpu"):
         scheduler.step(values, values.cuda())
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_sanitizer_finds_nothing(tool):
+    """Random histories of small and of large schedules under NVIDIA's compute-sanitizer."""
+    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:{CUDA_TOOLS}")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    code = (
+        "from test_device_scheduler_gpu import LARGE, history, random_outcomes\n"
+        "from ctd_engine.scheduling.device import DeviceScheduler\n"
+        "small = dict(LARGE, num_samples=5, num_slots=3, max_rows=11)\n"
+        "for sizes in (LARGE, small, dict(small, window_ratio=0)):\n"
+        "    history(DeviceScheduler('cuda', **sizes), random_outcomes(sizes, 20, 0).to('cuda'))\n"
+    )
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "0 errors" in done.stdout or "0 hazards" in done.stdout, done.stdout[-3000:]
