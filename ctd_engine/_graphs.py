@@ -54,7 +54,9 @@ class GraphedCalls:
         except Exception as error:
             # whatever it was, the call runs as it is next, and raises what is an error
             self._is_enabled = False
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            # the end of a broken recording raises an error of its own
+            first = error.__context__ or error
+            reason = str(first).partition("\n")[0] or type(first).__name__
             logger.warning("running without CUDA graphs, which cannot hold this model: %s", reason)
             return None
         self._graphs[size] = graph

@@ -89,7 +89,9 @@ class Request:
 
 def _on(device: torch.device, cond: Mapping[str, Any] | None) -> dict[str, Any] | None:
     # a row picks its conditioning with indices that live on the device
-    return cond and {
+    if cond is None:
+        return None
+    return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in cond.items()
     }

@@ -103,9 +103,10 @@ def run_resident(
     num_samples, nodes = request.num_samples, settings.table.num_nodes
     # the current stream orders this run behind the last one that used the same buffers
     stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
-    key = (settings, num_samples, request.denoiser.form, stream)
+    form = request.denoiser.form
+    key = (settings, num_samples, form, stream)
     # explicit noise is a tensor of its request, which a graph would go on to read
-    is_reusable = isinstance(request.noise, CounterNoise)
+    is_reusable = form is not None and isinstance(request.noise, CounterNoise)
     rounds = kept.take(key, request, settings) if is_reusable else make_rounds(request, settings)
     history: list[RoundRecord] = []
     evaluations = 0

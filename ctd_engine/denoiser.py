@@ -122,15 +122,24 @@ class Denoiser:
                     value.copy_(theirs[name])
 
     @property
-    def form(self) -> Hashable:
-        """All but the numbers in the conditioning's tensors: what a recorded call depends on."""
+    def form(self) -> Hashable | None:
+        """What a recorded call depends on: all but the numbers in weights and conditioning.
+
+        None if the model is no module: a recording reads weights where they were, and only a
+        module tells that they have moved.
+        """
+        if not isinstance(self._model, torch.nn.Module):
+            return None
+        weights = (*self._model.parameters(), *self._model.buffers())
+        places = tuple((weight.data_ptr(), weight.dtype) for weight in weights)
+        modes = tuple(module.training for module in self._model.modules())
         others = tuple(
             (name, id(value))
             for cond in (self._cond, self._null or {})
             for name, value in sorted(cond.items())
             if not isinstance(value, torch.Tensor)
         )
-        return self.signature, self._scale, others
+        return self.signature, self._scale, others, places, modes
 
     @property
     def signature(self) -> Hashable:

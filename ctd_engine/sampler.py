@@ -70,7 +70,7 @@ class ParallelSampler(SamplerBase):
             "cpp" or "python".
         cuda_graphs: record the rounds on a CUDA device, with the model in them, and replay them. A
             model whose calls do more than launch kernels, such as one that caches or counts in
-            Python, needs False.
+            Python, needs False. Recordings of a `torch.nn.Module` serve later calls too.
         solver_options: further arguments of the solver, such as {"eta": 1.0}.
 
     Raises:
