@@ -21,6 +21,18 @@ def guarded(values, extra=64):
     return inside.copy_(values)
 
 
+def other_layout(t):
+    """The same numbers with every stride doubled, nothing but NaN or -1 in between."""
+    wide = t.new_full((*t.shape, 2), math.nan if t.is_floating_point() else -1)
+    wide[..., 0] = t
+    return wide[..., 0]
+
+
+def in_double(c):
+    """The same solver in fp64."""
+    return Coefficients(*(t.double() for t in (c.A, c.B, c.C, c.G, c.P, c.Q)), c.clip)
+
+
 def problem(order, num_elements, dtype, *, clip=None, seed=0, device="cpu"):
     """Coefficients and a ring in which only the points that may be read hold numbers."""
     generator = torch.Generator().manual_seed(seed)

@@ -101,3 +101,74 @@ def test_a_named_backend_that_cannot_run_lists_its_reasons():
         assert "- the tensors are on cpu and Triton needs a CUDA device" in done.stderr
         assert "TRITON_INTERPRET=1" in done.stderr
         assert ("- triton cannot be imported" in done.stderr) == (argument == "hidden")
+
+
+def transposed(values):
+    """The same numbers, the elements of a row one row's length apart."""
+    return values.T.contiguous().T
+
+
+OUTPUTS = {
+    "transposed": lambda x, w: (w @ x.T).T,
+    "expanded": lambda x, w: (x @ w[0])[:, None].expand(x.shape),
+    "every second element": lambda x, w: torch.stack([x @ w.T, x], 2)[:, :, 0],
+}
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+@pytest.mark.parametrize("layout", OUTPUTS)
+def test_sampler_takes_model_outputs_of_any_layout(layout, is_guided):
+    """Rows whose elements do not lie side by side."""
+    w = torch.linspace(-0.5, 0.5, 25, dtype=torch.float64, device=DEVICE).reshape(5, 5)
+    table = table_of(PROBLEMS[0], 6)
+
+    def model(x, t, shift):
+        return OUTPUTS[layout](x + shift[:, None], w)
+
+    samples = [
+        ParallelSampler(
+            model,
+            shape=(5,),
+            solver=table,
+            window_size=3,
+            dtype=torch.float64,
+            device=DEVICE,
+            null_cond={"shift": torch.zeros(1, device=DEVICE)},
+            backend=backend,
+        )
+        .sample(
+            2,
+            seed=1,
+            cond={"shift": torch.tensor([0.1, 0.2], device=DEVICE)},
+            guidance_scale=2.0 if is_guided else None,
+        )
+        .samples
+        for backend in ("triton", "reference")
+    ]
+    assert (samples[0] - samples[1]).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("guess", ["predicted", "copy"])
+def test_sampler_takes_noise_of_any_layout(guess):
+    table = table_of(PROBLEMS[0], 6)
+
+    def noise(nodes, samples):
+        seed = (nodes * 7 + samples).double()
+        return transposed(torch.cos(seed[:, None] * torch.arange(1.0, 6.0, device=DEVICE)))
+
+    samples = [
+        ParallelSampler(
+            lambda x, t: 0.3 * x,
+            shape=(5,),
+            solver=table,
+            window_size=3,
+            dtype=torch.float64,
+            device=DEVICE,
+            guess=guess,
+            backend=backend,
+        )
+        .sample(2, seed=1, noise=noise)
+        .samples
+        for backend in ("triton", "reference")
+    ]
+    assert (samples[0] - samples[1]).abs().max() <= 1e-12

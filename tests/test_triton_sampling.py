@@ -1,4 +1,4 @@
-"""The sampling operations on Triton against their references, interpreted or on a GPU."""
+"""The Picard update on Triton against its reference, interpreted or on a GPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 from closeness import assert_close_to_reference
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from ctd_engine.ops._tuning import Blocks, ceil_div
-from ctd_engine.ops.gather_rows import gather_rows
-from ctd_engine.ops.picard_update import Coefficients, picard_update_
-from ctd_engine.ops.predict_guess import predict_guess_
-from ctd_engine.ops.trajectory_error import trajectory_error
-from ragged_problem import ENTRIES, NUM_NODES, RING, problem
+from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
+from ragged_problem import ENTRIES, in_double, other_layout, problem
 
 if triton_unavailable_reason() is not None:
     pytest.skip(f"no Triton: {triton_unavailable_reason()}", allow_module_level=True)
@@ -32,10 +29,6 @@ def first_order(c):
     """The same solver with a slope that a parallel scan can follow."""
     g = torch.cat([c.G[:, :1], torch.zeros_like(c.G[:, 1:])], dim=1)
     return Coefficients(c.A, c.B, c.C, g, c.P, c.Q, c.clip)
-
-
-def in_double(c):
-    return Coefficients(*(t.double() for t in (c.A, c.B, c.C, c.G, c.P, c.Q)), c.clip)
 
 
 def update_case(order, blocks, dtype, noise, *, num_elements=7, m_dtype=None, clip=None, guided=0):
@@ -108,23 +101,56 @@ def test_update_with_other_strides(blocks):
     """Every tensor is a slice of a larger one, each with its own stride, in a sea of NaN."""
     c, x, x0, windows, m, z = problem(2, 6, torch.float64, device=DEVICE)
     c = first_order(c)
+    m_null = 0.5 * m + 0.25
     plain = x.clone(), x0.clone()
-    picard_update_(*plain, m, windows, c, z=z, backend="reference")
+    guidance = dict(m_null=m_null, guidance_scale=2.5)
+    picard_update_(*plain, m, windows, c, z=z, **guidance, backend="reference")
 
     def inside(tensor, extra):
         wide = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + extra), math.nan)
         wide[..., : tensor.shape[-1]] = tensor
         return wide, wide[..., : tensor.shape[-1]]
 
-    (wide_x, x), (wide_x0, x0), (_, m), (_, z) = (
-        inside(tensor, extra) for tensor, extra in ((x, 3), (x0, 5), (m, 1), (z, 2))
+    (wide_x, x), (wide_x0, x0), (_, m), (_, z), (_, m_null) = (
+        inside(tensor, extra) for tensor, extra in ((x, 3), (x0, 5), (m, 1), (z, 2), (m_null, 4))
     )
-    options = dict(seeds=None, m_null=None, guidance_scale=1.0)
-    launch(x, x0, m, windows, c, z=z, **options, blocks=blocks)
+    assert len({t.stride(-2) for t in (x, x0, m, z, m_null)}) == 5
+    guidance = dict(m_null=m_null, guidance_scale=2.5)
+    launch(x, x0, m, windows, c, z=z, seeds=None, **guidance, blocks=blocks)
     for fused, want in zip((x, x0), plain, strict=True):
         torch.testing.assert_close(fused, want, rtol=1e-12, atol=1e-12, equal_nan=True)
     assert wide_x[..., 6:].isnan().all()
     assert wide_x0[..., 6:].isnan().all()
+
+
+@pytest.mark.parametrize("blocks", [WALK, TILE], ids=["walk", "tile"])
+def test_update_with_elements_apart(blocks):
+    """Tables, indices, outputs and noise whose last stride is 2."""
+    c, x, x0, windows, m, z = problem(2, 6, torch.float64, device=DEVICE)
+    c = first_order(c)
+    null = 0.5 * m + 0.25
+    states = []
+    for lay_out in (lambda t: t, other_layout):
+        state = x.clone(), x0.clone()
+        tables = [lay_out(t) for t in (c.A, c.B, c.C, c.G, c.P, c.Q)]
+        laid_out = {
+            name: lay_out(t) if isinstance(t, torch.Tensor) else t
+            for name, t in vars(windows).items()
+        }
+        launch(
+            *state,
+            lay_out(m),
+            Windows(**laid_out),
+            Coefficients(*tables, c.clip),
+            z=lay_out(z),
+            seeds=None,
+            m_null=lay_out(null),
+            guidance_scale=2.5,
+            blocks=blocks,
+        )
+        states.append(state)
+    for one, other in zip(*states, strict=True):
+        assert torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
 
 
 @pytest.mark.parametrize("blocks", [WALK, TILE], ids=["walk", "tile"])
@@ -169,96 +195,3 @@ def test_update_is_bitwise_repeatable():
         )
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
-
-
-@pytest.mark.parametrize("noise", ["none", "given", "counter"])
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("num_elements", [1, 7, 130])
-def test_guess_matches_reference(order, noise, num_elements):
-    c, x, x0, windows, _, _ = problem(order, num_elements, torch.float64, device=DEVICE)
-    # nodes after the windows' first points are new; only what may be read holds numbers
-    known = windows.start[:3] + 1
-    count = torch.tensor([3, 1, 5], device=DEVICE)
-    x0[windows.slot[:3], (known - 1) % RING] = 0.5
-    z = torch.full((3, 5, num_elements), math.nan, dtype=torch.float64, device=DEVICE)
-    for entry in range(3):
-        z[entry, : count[entry]] = 0.1 * (entry + 1)
-    options = dict(
-        z=z if noise == "given" else None, seeds=SEEDS[:3] if noise == "counter" else None
-    )
-    states = []
-    for backend in ("triton", "reference"):
-        state = x.clone()
-        predict_guess_(state, x0, windows.slot[:3], known, count, 5, c, **options, backend=backend)
-        states.append(state)
-    torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12, equal_nan=True)
-    assert not torch.equal(states[0].nan_to_num(0.5), x.nan_to_num(0.5))
-
-
-@pytest.mark.parametrize("backend", ["triton", "reference"])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_guess_holds_nothing_before_the_first_model_call(order, backend):
-    """known = 0 in a ring of NaN; an entry with no new points is left alone."""
-    c, x, x0, _, _, _ = problem(order, 6, torch.float64, device=DEVICE)
-    x.fill_(math.nan)
-    x[1, 0], x0[:] = 2.0, math.nan
-    slot, known, count = (torch.tensor(v, device=DEVICE) for v in ([1, 2], [0, 3], [2, 0]))
-    predict_guess_(x, x0, slot, known, count, 2, c, backend=backend)
-    first = c.A[0, 0] * 2.0
-    second = c.A[1, 0] * first + (c.A[1, 1] * 2.0 if order > 1 else 0.0)
-    torch.testing.assert_close(x[1, 1], first.expand(6), rtol=1e-12, atol=0.0)
-    torch.testing.assert_close(x[1, 2], second.expand(6), rtol=1e-12, atol=0.0)
-    assert x[[0, 2, 3, 4]].isnan().all()
-    assert x[1, 3:].isnan().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("num_elements", [1, 7, 600])
-def test_gather_matches_reference(num_elements, dtype):
-    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    _, x, _, windows, _, _ = problem(1, num_elements, state_dtype, device=DEVICE)
-    scale = torch.linspace(0.5, 1.5, NUM_NODES, dtype=state_dtype, device=DEVICE)
-    times = torch.linspace(999.0, 0.0, NUM_NODES, dtype=state_dtype, device=DEVICE)
-    arguments = (x, windows.row_slot, windows.row_node, scale, times, dtype)
-    fused, fused_time = gather_rows(*arguments, backend="triton")
-    plain, plain_time = gather_rows(*arguments, backend="reference")
-    assert fused.dtype == dtype
-    assert torch.equal(fused_time, plain_time)
-    # the interpreter truncates when it stores bf16
-    ulps = 1.0 if dtype == torch.bfloat16 and DEVICE == "cpu" else 0.0
-    torch.testing.assert_close(fused, plain, rtol=ulps * torch.finfo(dtype).eps, atol=0.0)
-
-
-@pytest.mark.parametrize("num_blocks", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
-def test_error_check_matches_reference(seed, num_blocks):
-    generator = torch.Generator().manual_seed(seed)
-    num_nodes, longest = 30, 9
-    partials = torch.rand(8, longest, num_blocks, generator=generator, dtype=torch.float64)
-    for bad in (math.nan, math.inf):
-        partials[torch.rand(partials.shape, generator=generator) < 0.03] = bad
-    threshold = 0.1 * num_blocks * torch.rand(num_nodes + 1, generator=generator).double()
-    length = torch.randint(1, longest + 1, (8,), generator=generator)
-    start = torch.randint(0, num_nodes - longest + 1, (8,), generator=generator)
-    for entry in range(8):
-        # what lies beyond a length is undefined: the worst that it can be is convergence
-        partials[entry, int(length[entry]) :] = 0.0
-    arguments = [t.to(DEVICE) for t in (partials, threshold, start, length)]
-    arguments.insert(1, 8)
-    fused = trajectory_error(*arguments, backend="triton")
-    plain = trajectory_error(*arguments, backend="reference")
-    for one, other in zip(fused, plain, strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("length", [1, 2, 8, 9])
-def test_error_check_of_whole_windows(length):
-    """All converged, none, and all NaN, at lengths on and beside a power of two."""
-    rows = torch.tensor([0.0, 2.0, math.nan], device=DEVICE)
-    partials = rows[:, None, None].expand(3, length, 1).contiguous()
-    threshold = torch.ones(length + 1, device=DEVICE)
-    start = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-    lengths = torch.full_like(start, length)
-    accepted, finite = trajectory_error(partials, 1, threshold, start, lengths, backend="triton")
-    assert accepted.tolist() == [length, 1, 1]
-    assert finite.tolist() == [length, length, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ctd_engine.ops import _checks
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.gather_rows.reference import gather_rows_reference
 
@@ -31,9 +32,19 @@ def gather_rows(
         backend: None (Triton for CUDA tensors), "reference" or "triton".
 
     Raises:
-        ValueError: an unknown backend.
+        TypeError: a tensor of another type, or a dtype that is not floating-point.
+        ValueError: shapes, strides or devices do not fit together, or the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
+    _checks.check_ring("x", x)
+    device = x.device
+    indices = {"row_slot": row_slot, "row_node": row_node}
+    _checks.check_indices(len(row_slot), "[rows]", device, indices)
+    num_nodes = (len(model_time),)
+    _checks.check_tensor("model_time", model_time, num_nodes, "[N]", None, device)
+    _checks.check_tensor("input_scale", input_scale, num_nodes, "[N]", x.dtype, device)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype}")
     arguments = (x, row_slot, row_node, input_scale, model_time, dtype)
     if resolve(backend, x) == "triton":
         from ctd_engine.ops.gather_rows.kernel import gather_rows_triton

@@ -57,13 +57,15 @@ def gather_rows_triton(
     num_rows, num_elements = len(row_slot), x.shape[2]
     out = torch.empty(num_rows, num_elements, dtype=dtype, device=x.device)
     time = torch.empty(num_rows, dtype=model_time.dtype, device=x.device)
+    if num_rows == 0:
+        return out, time
     blocks = _tuning.elementwise_blocks(num_elements)
     _gather_kernel[(num_rows, _tuning.ceil_div(num_elements, blocks.elements))](
         x_ptr=x,
-        row_slot_ptr=row_slot,
-        row_node_ptr=row_node,
-        input_scale_ptr=input_scale,
-        model_time_ptr=model_time,
+        row_slot_ptr=row_slot.contiguous(),
+        row_node_ptr=row_node.contiguous(),
+        input_scale_ptr=input_scale.contiguous(),
+        model_time_ptr=model_time.contiguous(),
         out_ptr=out,
         time_ptr=time,
         num_elements=num_elements,

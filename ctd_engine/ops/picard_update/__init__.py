@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from ctd_engine.ops import _checks
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.picard_update.reference import (
     banded_step,
@@ -24,13 +25,18 @@ __all__ = [
     "picard_update_",
 ]
 
+MAX_ORDER = 3
+
 
 @dataclass(frozen=True)
 class Coefficients:
     """A solver table in the state's dtype and device, written in x0 (see `SolverTable`).
 
     A, B [N, K], C [N]: the recurrence; G [N, K]: the Picard method; P, Q [N] and `clip`: x0.
-    `is_first_order` says that G is 0 beyond its first column.
+    K is 1, 2 or 3. `is_first_order` says that G is 0 beyond its first column.
+
+    Raises:
+        TypeError, ValueError: types, shapes or devices do not fit together.
     """
 
     A: torch.Tensor
@@ -40,6 +46,22 @@ class Coefficients:
     P: torch.Tensor
     Q: torch.Tensor
     clip: float | None
+
+    def __post_init__(self) -> None:
+        if self.A.dim() != 2 or not 1 <= self.A.shape[1] <= MAX_ORDER:
+            raise ValueError(
+                f"A must have shape [N, K] with K from 1 to {MAX_ORDER}, got {tuple(self.A.shape)}"
+            )
+        shape, dtype, device = tuple(self.A.shape), self.A.dtype, self.A.device
+        for name in ("B", "G"):
+            _checks.check_tensor(name, getattr(self, name), shape, "[N, K]", dtype, device)
+        for name in ("C", "P", "Q"):
+            _checks.check_tensor(name, getattr(self, name), shape[:1], "[N]", dtype, device)
+
+    @property
+    def order(self) -> int:
+        """K, how many states a step looks back on."""
+        return self.A.shape[1]
 
     @cached_property
     def is_first_order(self) -> bool:
@@ -53,6 +75,9 @@ class Windows:
     `slot`, `start`, `length`, `first_row` int64 [A]: entry a owns rows `first_row[a] ..
     first_row[a] + length[a] - 1` of the model's batch. The same by row, int64 [rows]: `row_slot`,
     `row_node`, `row_entry` (which entry) and `row_offset` (node less start).
+
+    Raises:
+        TypeError, ValueError: types, shapes or devices do not fit together.
     """
 
     slot: torch.Tensor
@@ -64,6 +89,23 @@ class Windows:
     row_entry: torch.Tensor
     row_offset: torch.Tensor
     max_length: int
+
+    def __post_init__(self) -> None:
+        device = self.slot.device
+        by_entry = {
+            "slot": self.slot,
+            "start": self.start,
+            "length": self.length,
+            "first_row": self.first_row,
+        }
+        by_row = {
+            "row_slot": self.row_slot,
+            "row_node": self.row_node,
+            "row_entry": self.row_entry,
+            "row_offset": self.row_offset,
+        }
+        _checks.check_indices(len(self.slot), "[A]", device, by_entry)
+        _checks.check_indices(len(self.row_slot), "[rows]", device, by_row)
 
 
 def picard_update_(
@@ -82,7 +124,8 @@ def picard_update_(
     """Update x and x0 in place from the model's outputs; equation 3 of `docs/algorithm.md`.
 
     Args:
-        x: states [S, R, D]; node i of a slot lies at ring position i mod R.
+        x: states [S, R, D]; node i of a slot lies at ring position i mod R, R at least
+            max_length + K.
         x0: data predictions [S, R, D], same layout and dtype.
         m: raw model outputs [rows, D], any floating-point dtype.
         windows: the round's windows and rows.
@@ -99,11 +142,12 @@ def picard_update_(
         nodes start + 1 + j. Entries beyond a window's length are undefined.
 
     Raises:
-        ValueError: z and seeds are both given, or the backend is unknown.
+        TypeError: a tensor of another type.
+        ValueError: shapes, strides or devices do not fit together, z and seeds are both given, or
+            the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
-    if z is not None and seeds is not None:
-        raise ValueError("give either z (explicit noise) or seeds (from the counter), not both")
+    _check(x, x0, m, windows, coefficients, z, seeds, m_null)
     implementation = picard_update_reference_
     if resolve(backend, x, m) == "triton":
         from ctd_engine.ops.picard_update.kernel import picard_update_triton
@@ -120,3 +164,23 @@ def picard_update_(
         m_null=m_null,
         guidance_scale=guidance_scale,
     )
+
+
+def _check(
+    x: torch.Tensor,
+    x0: torch.Tensor,
+    m: torch.Tensor,
+    windows: Windows,
+    coefficients: Coefficients,
+    z: torch.Tensor | None,
+    seeds: torch.Tensor | None,
+    m_null: torch.Tensor | None,
+) -> None:
+    _checks.check_states(x, x0, windows.max_length, "max_length", coefficients)
+    device = x.device
+    num_windows, rows = len(windows.slot), (len(windows.row_slot), x.shape[2])
+    _checks.check_tensor("windows.slot", windows.slot, (num_windows,), "[A]", torch.int64, device)
+    _checks.check_tensor("m", m, rows, "[rows, D]", None, device)
+    if m_null is not None:
+        _checks.check_tensor("m_null", m_null, rows, "[rows, D]", None, device)
+    _checks.check_noise(z, seeds, rows, "[rows, D]", num_windows, device)

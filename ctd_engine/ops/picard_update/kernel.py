@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ctd_engine.ops import _tuning
+from ctd_engine.ops._checks import with_unit_stride
 from ctd_engine.ops._device import (
     NOISE_COUNTER,
     NOISE_GIVEN,
@@ -210,11 +211,14 @@ def launch(
     c, w = coefficients, windows
     num_blocks = _tuning.ceil_div(num_elements, blocks.elements)
     partials = x.new_empty(len(w.slot), w.max_length, num_blocks)
+    if partials.numel() == 0:
+        return partials
+    m, z, m_null = (t if t is None else with_unit_stride(t) for t in (m, z, m_null))
     guidance = x
     if m_null is not None:
         guidance = torch.full((1,), guidance_scale, dtype=x.dtype, device=x.device)
     # an unused pointer gets any tensor
-    given, null, seed = (t if t is not None else x for t in (z, m_null, seeds))
+    given, null = (t if t is not None else x for t in (z, m_null))
     noise = NOISE_GIVEN if z is not None else NOISE_COUNTER if seeds is not None else NOISE_NONE
     arguments = dict(
         x_ptr=x,
@@ -223,17 +227,17 @@ def launch(
         m_null_ptr=null,
         guidance_ptr=guidance,
         z_ptr=given,
-        seed_ptr=seed if seeds is not None else w.slot,
-        slot_ptr=w.slot,
-        start_ptr=w.start,
-        length_ptr=w.length,
-        first_row_ptr=w.first_row,
-        a_ptr=c.A,
-        b_ptr=c.B,
-        c_ptr=c.C,
-        g_ptr=c.G,
-        p_ptr=c.P,
-        q_ptr=c.Q,
+        seed_ptr=w.slot if seeds is None else seeds.contiguous(),
+        slot_ptr=w.slot.contiguous(),
+        start_ptr=w.start.contiguous(),
+        length_ptr=w.length.contiguous(),
+        first_row_ptr=w.first_row.contiguous(),
+        a_ptr=c.A.contiguous(),
+        b_ptr=c.B.contiguous(),
+        c_ptr=c.C.contiguous(),
+        g_ptr=c.G.contiguous(),
+        p_ptr=c.P.contiguous(),
+        q_ptr=c.Q.contiguous(),
         partial_ptr=partials,
         num_elements=num_elements,
         ring=ring,
@@ -245,7 +249,7 @@ def launch(
         stride_m_r=m.stride(0),
         stride_m_null_r=null.stride(0),
         stride_z_r=given.stride(0),
-        K=c.A.shape[1],
+        K=c.order,
         NOISE=noise,
         CLIP=c.clip,
         HAS_GUIDANCE=m_null is not None,

@@ -70,7 +70,7 @@ def picard_scan(
     """
     new = torch.empty_like(base)
     squares = base.new_empty(base.shape[:2])
-    zero = torch.zeros_like(base[:, 0])
+    zero = base.new_zeros(base.shape[0], base.shape[2])
     changes = [zero] * g.shape[2]  # d_i, d_{i-1}, ...
     for j in range(base.shape[1]):
         new_j = base[:, j]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ctd_engine.ops import _checks
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.picard_update import Coefficients
 from ctd_engine.ops.predict_guess.reference import predict_guess_reference_
@@ -31,7 +32,7 @@ def predict_guess_(
     there is no estimate and 0 is held.
 
     Args:
-        x, x0: rings [S, R, D].
+        x, x0: rings [S, R, D], R at least max_count + K.
         slot, known, count: int64 [A]; an entry with count 0 is left alone.
         max_count: the largest count, known to the host.
         coefficients: the solver, in the dtype of x.
@@ -40,11 +41,17 @@ def predict_guess_(
         backend: None (Triton for CUDA tensors), "reference" or "triton".
 
     Raises:
-        ValueError: z and seeds are both given, or the backend is unknown.
+        TypeError: a tensor of another type.
+        ValueError: shapes, strides or devices do not fit together, z and seeds are both given, or
+            the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
-    if z is not None and seeds is not None:
-        raise ValueError("give either z (explicit noise) or seeds (from the counter), not both")
+    _checks.check_states(x, x0, max_count, "max_count", coefficients)
+    num_windows, device = len(slot), x.device
+    indices = {"slot": slot, "known": known, "count": count}
+    _checks.check_indices(num_windows, "[A]", device, indices)
+    shape = (num_windows, max_count, x.shape[2])
+    _checks.check_noise(z, seeds, shape, "[A, max_count, D]", num_windows, device)
     arguments = (x, x0, slot, known, count, max_count, coefficients)
     if resolve(backend, x) == "triton":
         from ctd_engine.ops.predict_guess.kernel import predict_guess_triton

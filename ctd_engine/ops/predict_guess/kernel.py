@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ctd_engine.ops import _tuning
+from ctd_engine.ops._checks import with_unit_stride
 from ctd_engine.ops._device import (
     NOISE_COUNTER,
     NOISE_GIVEN,
@@ -120,24 +121,26 @@ def predict_guess_triton(
     seeds: torch.Tensor | None,
 ) -> None:
     """Launch; arguments as `predict_guess_`."""
+    if len(slot) == 0:
+        return
     num_elements = x.shape[2]
     c = coefficients
     blocks = _tuning.scan(
         len(slot), max_count, num_elements, first_order=False, element_size=x.element_size()
     )
-    given = z if z is not None else x
+    given = x if z is None else with_unit_stride(z)
     noise = NOISE_GIVEN if z is not None else NOISE_COUNTER if seeds is not None else NOISE_NONE
     _guess_kernel[(len(slot), _tuning.ceil_div(num_elements, blocks.elements))](
         x_ptr=x,
         x0_ptr=x0,
         z_ptr=given,
-        seed_ptr=slot if seeds is None else seeds,
-        slot_ptr=slot,
-        known_ptr=known,
-        count_ptr=count,
-        a_ptr=c.A,
-        b_ptr=c.B,
-        c_ptr=c.C,
+        seed_ptr=slot if seeds is None else seeds.contiguous(),
+        slot_ptr=slot.contiguous(),
+        known_ptr=known.contiguous(),
+        count_ptr=count.contiguous(),
+        a_ptr=c.A.contiguous(),
+        b_ptr=c.B.contiguous(),
+        c_ptr=c.C.contiguous(),
         num_elements=num_elements,
         ring=x.shape[1],
         stride_x_s=x.stride(0),
@@ -146,7 +149,7 @@ def predict_guess_triton(
         stride_x0_r=x0.stride(1),
         stride_z_a=given.stride(0),
         stride_z_l=given.stride(1),
-        K=c.A.shape[1],
+        K=c.order,
         NOISE=noise,
         BLOCK_D=blocks.elements,
         num_warps=blocks.num_warps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ctd_engine.ops import _checks
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.trajectory_error.reference import trajectory_error_reference
 
@@ -39,9 +40,14 @@ def trajectory_error(
             the next point of the final path is not, whatever else is in the window.
 
     Raises:
-        ValueError: an unknown backend.
+        TypeError: a tensor of another type.
+        ValueError: shapes or devices do not fit together, or the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
+    _checks.check_floats("partials", partials, "[A, L, blocks]")
+    device, dtype = partials.device, partials.dtype
+    _checks.check_tensor("threshold", threshold, (len(threshold),), "[N + 1]", dtype, device)
+    _checks.check_indices(len(partials), "[A]", device, {"start": start, "length": length})
     arguments = (partials, num_elements, threshold, start, length)
     if resolve(backend, partials) == "triton":
         from ctd_engine.ops.trajectory_error.kernel import trajectory_error_triton

@@ -58,12 +58,14 @@ def trajectory_error_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch; arguments as `trajectory_error`."""
     num_windows, max_length, num_blocks = partials.shape
-    accepted, finite = torch.empty_like(start), torch.empty_like(start)
+    accepted, finite = start.new_empty(num_windows), start.new_empty(num_windows)
+    if num_windows == 0:
+        return accepted, finite
     _error_kernel[(num_windows,)](
-        partial_ptr=partials,
-        threshold_ptr=threshold,
-        start_ptr=start,
-        length_ptr=length,
+        partial_ptr=partials.contiguous(),
+        threshold_ptr=threshold.contiguous(),
+        start_ptr=start.contiguous(),
+        length_ptr=length.contiguous(),
         accepted_ptr=accepted,
         finite_ptr=finite,
         num_elements=num_elements,
