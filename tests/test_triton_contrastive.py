@@ -10,6 +10,7 @@ import torch
 from closeness import assert_close_to_reference
 from ctd_engine import ContrastiveDiffusionLoss, schedules
 from ctd_engine.ops._dispatch import triton_unavailable_reason
+from ctd_engine.ops._tuning import ceil_div, reduction_blocks
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
 
 if triton_unavailable_reason() is not None:
@@ -21,6 +22,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 NAMES = ("eps", "out_alpha", "out_beta", "weight", "b", "y")
 SHAPES = [(1, 1, 1), (3, 1, 2), (2, 5, 7), (4, 3, 64), (2, 2, 513), (1, 1, 3001), (300, 1, 5)]
+# two parts for each point and draw, of two blocks and of one
+SHAPES += [(64, 4, 3072)]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -65,6 +68,11 @@ def test_matches_reference(shape, dtype):
     for i, (f, p, e) in enumerate(zip(fused, plain, exact, strict=True)):
         assert f.dtype == p.dtype
         assert_close_to_reference(f, p, e, factor=2.0 if i < 2 else 3.0)
+
+
+def test_one_shape_has_parts_of_several_blocks():
+    parts, blocks = reduction_blocks(64 * 4, 3072)
+    assert 1 < parts < ceil_div(3072, blocks.elements)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5), (3, 1, 1)], ids=str)
