@@ -1,6 +1,6 @@
 """Decisions per second of the window scheduler, C++ and Python.
 
-pytest benchmarks/test_scheduler.py --benchmark-only
+pytest benchmarks/test_scheduler_speed.py --benchmark-only
 """
 
 from __future__ import annotations
