@@ -6,6 +6,8 @@ make gpu-check                                            all sizes and provider
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -18,9 +20,9 @@ HAS_GPU = torch.cuda.is_available()
 @pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
 def test_on_the_cpu(benchmark, case, provider):
     """The interpreter's times mean nothing, so the kernels themselves are not timed here."""
-    assert is_correct(case, provider, "cpu"), "wrong numbers get no time"
-    inputs, call = case.make("cpu", 0), provider_call(case, provider)
-    benchmark.pedantic(call, args=(inputs,), rounds=10, warmup_rounds=2)
+    call = provider_call(case, provider)
+    assert is_correct(case, call, "cpu"), "wrong numbers get no time"
+    benchmark.pedantic(call, args=(case.make("cpu", 0),), rounds=10, warmup_rounds=2)
     benchmark.extra_info["num_bytes"] = case.num_bytes
 
 
@@ -31,13 +33,12 @@ def test_on_the_cpu(benchmark, case, provider):
 def test_on_the_gpu(benchmark, case, provider):
     from gpu_timing import measure
 
-    assert is_correct(case, provider, "cuda"), "wrong numbers get no time"
-    median, p20, p80 = benchmark.pedantic(measure, args=(case, provider), rounds=1)
+    call = provider_call(case, provider)
+    assert is_correct(case, call, "cuda"), "wrong numbers get no time"
+    timing = benchmark.pedantic(measure, args=(case, call), rounds=1)
     benchmark.extra_info.update(
         provider=provider,
-        median_us=median,
-        p20_us=p20,
-        p80_us=p80,
         num_bytes=case.num_bytes,
-        gigabytes_per_s=case.num_bytes / median / 1e3,
+        gigabytes_per_s=case.num_bytes / timing.median_us / 1e3,
+        **asdict(timing),
     )

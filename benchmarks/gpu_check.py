@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ import ctd_engine
 from ctd_engine import ParallelSampler, SequentialSampler, solvers
 from ctd_engine.demo import demo_checkpoint
 from gpu_timing import copy_bandwidth, measure
-from op_cases import LARGE, PROVIDERS, SMALL, is_correct
+from op_cases import LARGE, PROVIDERS, SMALL, is_correct, provider_call
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,15 +44,14 @@ def time_ops() -> list[dict]:
     for case in tqdm(SMALL + LARGE, desc="operations"):
         row = {"case": case.name, "megabytes": case.num_bytes / 1e6, "is_large": case in LARGE}
         for provider in PROVIDERS:
-            if not is_correct(case, provider, "cuda"):
+            call = provider_call(case, provider)
+            if not is_correct(case, call, "cuda"):
                 row[provider] = None
                 continue
-            median, p20, p80 = measure(case, provider)
-            speed = case.num_bytes / median / 1e3
+            timing = measure(case, call)
+            speed = case.num_bytes / timing.median_us / 1e3
             row[provider] = {
-                "median_us": median,
-                "p20_us": p20,
-                "p80_us": p80,
+                **asdict(timing),
                 "gigabytes_per_s": speed,
                 "of_copy": speed / bandwidth,
             }

@@ -5,128 +5,205 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
+from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.trajectory_error import trajectory_error
 
 PROVIDERS = ("eager", "compile", "fused")
+# nodes of the trajectories, and so rows of every table of coefficients
+NODES = 1000
+# elements whose squared changes a program of the Picard update sums at large sizes
+SUMMED = 512
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def _call(op: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    return op(**inputs)
+
+
+def _all_results(inputs: dict[str, Any], results: Any) -> Tensors:
+    return tuple(results)
 
 
 @dataclass(frozen=True)
 class OpCase:
     """One operation at one size.
 
-    `make(device, seed)` gives fresh inputs, `call(inputs, backend)` runs it and returns tensors to
-    compare; `num_bytes` is what has to move through memory at the least.
+    `make(device, seed)` gives fresh inputs; with `num_elements=` the same case with another D, so
+    that its indices can be checked without its memory. `call(op, inputs)` is what is timed, and
+    `outputs(inputs, results)` the tensors to compare, whose making is not. `num_bytes` is what has
+    to move through memory at the least.
     """
 
     name: str
-    make: Callable[[str, int], dict]
-    call: Callable[[dict, str], tuple[torch.Tensor, ...]]
+    op: Callable[..., Any]
+    make: Callable[..., dict[str, Any]]
     num_bytes: int
+    call: Callable[[Callable[..., Any], dict[str, Any]], Any] = _call
+    outputs: Callable[[dict[str, Any], Any], Tensors] = _all_results
+
+
+def _normal(device, seed):
+    generator = torch.Generator(device).manual_seed(seed)
+    return partial(torch.randn, generator=generator, device=device)
+
+
+def _size(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8
+
+
+def make_windows(num_windows: int, length: int, device: str) -> Windows:
+    """Windows of equal length at scattered places of the trajectory, whose tables they fit."""
+    index = torch.arange(num_windows, device=device)
+    rows = torch.arange(num_windows * length, device=device)
+    start = (17 * index) % (NODES - length)
+    entry, offset = rows // length, rows % length
+    return Windows(
+        slot=index,
+        start=start,
+        length=torch.full_like(index, length),
+        first_row=index * length,
+        row_slot=entry,
+        row_node=start[entry] + offset,
+        row_entry=entry,
+        row_offset=offset,
+        max_length=length,
+    )
+
+
+def _coefficients(device):
+    a = torch.full((NODES, 1), 0.99, device=device)
+    vector = torch.full((NODES,), 0.1, device=device)
+    return Coefficients(a, a * 0.01, vector, torch.ones_like(a), vector, -vector, clip=None)
 
 
 def _picard_inputs(device, seed, *, num_windows, length, num_elements, m_dtype):
-    generator = torch.Generator(device).manual_seed(seed)
-    randn = partial(torch.randn, generator=generator, device=device)
-    ring, nodes = length + 1, 1000
-    x = randn(num_windows, ring, num_elements)
-    a = torch.full((nodes, 1), 0.99, device=device)
-    vector = torch.full((nodes,), 0.1, device=device)
-    index = torch.arange(num_windows, device=device)
-    rows = torch.arange(num_windows * length, device=device)
-    start = 17 * index
-    entry, offset = rows // length, rows % length
+    randn = _normal(device, seed)
+    x = randn(num_windows, length + 1, num_elements)
     return {
         "x": x,
         "x0": torch.zeros_like(x),
-        "m": randn(len(rows), num_elements).to(m_dtype),
-        "windows": Windows(
-            slot=index,
-            start=start,
-            length=torch.full_like(index, length),
-            first_row=index * length,
-            row_slot=entry,
-            row_node=start[entry] + offset,
-            row_entry=entry,
-            row_offset=offset,
-            max_length=length,
-        ),
-        "coefficients": Coefficients(
-            a, a * 0.01, vector, torch.ones_like(a), vector, -vector, clip=None
-        ),
-        "seeds": index + 5,
+        "m": randn(num_windows * length, num_elements).to(m_dtype),
+        "windows": make_windows(num_windows, length, device),
+        "coefficients": _coefficients(device),
+        "seeds": torch.arange(num_windows, device=device) + 5,
     }
 
 
-def _picard_call(inputs, backend):
-    sums = picard_update_(**inputs, backend=backend)
+def _picard_outputs(inputs, sums):
     return inputs["x"], inputs["x0"], sums.sum(2)
 
 
 def _picard_case(name, num_windows, length, num_elements, m_dtype=torch.float32):
-    points = num_windows * length * num_elements
+    size = dict(num_windows=num_windows, length=length, num_elements=num_elements)
     return OpCase(
         f"picard_update {name}",
-        partial(
-            _picard_inputs,
-            num_windows=num_windows,
-            length=length,
-            num_elements=num_elements,
-            m_dtype=m_dtype,
-        ),
-        _picard_call,
+        picard_update_,
+        partial(_picard_inputs, **size, m_dtype=m_dtype),
         # x read and written, x0 written, m read; noise is made in registers
-        points * (4 + 4 + 4 + torch.finfo(m_dtype).bits // 8),
+        num_windows * length * num_elements * (4 + 4 + 4 + _size(m_dtype)),
+        outputs=_picard_outputs,
     )
 
 
-def _contrastive_inputs(device, seed, *, shape, dtype):
+def _guess_inputs(device, seed, *, num_windows, length, num_elements):
+    randn = _normal(device, seed)
+    windows = make_windows(num_windows, length, device)
+    return {
+        "x": randn(num_windows, length + 1, num_elements),
+        "x0": randn(num_windows, length + 1, num_elements),
+        "slot": windows.slot,
+        "known": windows.start,
+        "count": windows.length,
+        "max_count": length,
+        "coefficients": _coefficients(device),
+        "seeds": windows.slot + 5,
+    }
+
+
+def _guess_case(name, num_windows, length, num_elements):
+    size = dict(num_windows=num_windows, length=length, num_elements=num_elements)
+    return OpCase(
+        f"predict_guess {name}",
+        predict_guess_,
+        partial(_guess_inputs, **size),
+        # one state and one held x0 are read, every new point is written
+        num_windows * (length + 2) * num_elements * 4,
+        outputs=lambda inputs, _: (inputs["x"],),
+    )
+
+
+def _error_inputs(device, seed, *, num_windows, length, num_elements):
     generator = torch.Generator(device).manual_seed(seed)
-    randn = partial(torch.randn, generator=generator, device=device)
+    windows = make_windows(num_windows, length, device)
+    shape = (num_windows, length, -(-num_elements // SUMMED))
+    changes = 0.5 + 0.1 * torch.rand(shape, generator=generator, device=device)
+    # windows converge after 0, 1, 2, ... points; far from the threshold, where rounding decides
+    offsets = torch.arange(length, device=device)
+    is_open = offsets >= (windows.slot % (length + 1))[:, None]
+    per_block = num_elements / shape[2]
+    return {
+        "partials": per_block * torch.where(is_open[:, :, None], 4.0 * changes, changes),
+        "num_elements": num_elements,
+        "threshold": torch.ones(NODES + 1, device=device),
+        "start": windows.start,
+        "length": windows.length,
+    }
+
+
+def _error_case(name, num_windows, length, num_elements):
+    size = dict(num_windows=num_windows, length=length, num_elements=num_elements)
+    return OpCase(
+        f"trajectory_error {name}",
+        trajectory_error,
+        partial(_error_inputs, **size),
+        # partial sums and a threshold per point are read; four int64 go along with each window
+        num_windows * (length * (-(-num_elements // SUMMED) + 1) * 4 + 4 * 8),
+    )
+
+
+def _contrastive_inputs(device, seed, *, num_points, num_draws, num_elements, dtype):
+    randn = _normal(device, seed)
+    shape = (num_points, num_draws, num_elements)
     return {
         "eps": randn(shape),
         "out_alpha": randn(shape).to(dtype).requires_grad_(),
         "out_beta": randn(shape).to(dtype).requires_grad_(),
         "weight": torch.full(shape[:2], 0.5, device=device),
         "b": torch.full(shape[:2], 0.9, device=device),
-        "y": torch.where(torch.arange(shape[0], device=device) % 2 == 0, 1.0, -1.0),
+        "y": torch.where(torch.arange(num_points, device=device) % 2 == 0, 1.0, -1.0),
     }
 
 
-def _contrastive_call(inputs, backend):
-    loss, delta = contrastive_reduction(**inputs, backend=backend)
+def _contrastive_call(op, inputs):
+    loss, delta = op(**inputs)
     outputs = inputs["out_alpha"], inputs["out_beta"]
     return loss.detach(), delta.detach(), *torch.autograd.grad(loss.mean(), outputs)
 
 
-def _contrastive_case(name, shape, dtype=torch.float32):
-    numel = shape[0] * shape[1] * shape[2]
-    size = torch.finfo(dtype).bits // 8
+def _contrastive_case(name, num_points, num_draws, num_elements, dtype=torch.float32):
+    shape = dict(num_points=num_points, num_draws=num_draws, num_elements=num_elements)
     return OpCase(
         f"contrastive_reduction {name}",
-        partial(_contrastive_inputs, shape=shape, dtype=dtype),
-        _contrastive_call,
+        contrastive_reduction,
+        partial(_contrastive_inputs, **shape, dtype=dtype),
         # forward and backward each read eps and both outputs; two gradients are written
-        numel * (2 * (4 + 2 * size) + 2 * size),
+        num_points * num_draws * num_elements * (2 * (4 + 2 * _size(dtype)) + 2 * _size(dtype)),
+        call=_contrastive_call,
     )
 
 
 def _gather_inputs(device, seed, *, num_windows, length, num_elements, dtype):
-    inputs = _picard_inputs(
-        device,
-        seed,
-        num_windows=num_windows,
-        length=length,
-        num_elements=num_elements,
-        m_dtype=torch.float32,
-    )
-    windows, vector = inputs["windows"], inputs["coefficients"].P
+    windows, vector = make_windows(num_windows, length, device), _coefficients(device).P
     return {
-        "x": inputs["x"],
+        "x": _normal(device, seed)(num_windows, length + 1, num_elements),
         "row_slot": windows.row_slot,
         "row_node": windows.row_node,
         "input_scale": vector,
@@ -136,49 +213,58 @@ def _gather_inputs(device, seed, *, num_windows, length, num_elements, dtype):
 
 
 def _gather_case(name, num_windows, length, num_elements, dtype=torch.float16):
+    size = dict(num_windows=num_windows, length=length, num_elements=num_elements)
     return OpCase(
         f"gather_rows {name}",
-        partial(
-            _gather_inputs,
-            num_windows=num_windows,
-            length=length,
-            num_elements=num_elements,
-            dtype=dtype,
-        ),
-        lambda inputs, backend: gather_rows(**inputs, backend=backend),
-        num_windows * length * num_elements * (4 + torch.finfo(dtype).bits // 8),
+        gather_rows,
+        partial(_gather_inputs, **size, dtype=dtype),
+        num_windows * length * num_elements * (4 + _size(dtype)),
     )
 
 
+# the second-level cache of an H100 or H200
+L2_BYTES = 50e6
 SMALL = (
     _picard_case("16 windows of 32, 8x8", 16, 32, 64),
+    _guess_case("16 windows of 8, 8x8", 16, 8, 64),
     _gather_case("16 windows of 32, 8x8", 16, 32, 64),
-    _contrastive_case("128 points, 1 draw, 3x32x32", (128, 1, 3072)),
+    _error_case("16 windows of 32, 8x8", 16, 32, 64),
+    # partial sums are a five-hundredth of the states: in practice they never leave the cache
+    _error_case("16 windows of 32, 4x128x128", 16, 32, 65536),
+    _contrastive_case("128 points, 1 draw, 3x32x32", 128, 1, 3072),
 )
-# beyond the second-level cache of an H200 (50 MB)
+# beyond the cache
 LARGE = (
     _picard_case("16 windows of 32, 4x128x128", 16, 32, 65536),
     _picard_case("16 windows of 32, 4x128x128, bf16 model", 16, 32, 65536, torch.bfloat16),
     _picard_case("4 windows of 32, 3x256x256", 4, 32, 196608),
-    _picard_case("512 windows of 32, 8x8", 512, 32, 64),
+    _picard_case("4096 windows of 32, 8x8", 4096, 32, 64),
+    _guess_case("16 windows of 16, 4x128x128", 16, 16, 65536),
     _gather_case("16 windows of 32, 4x128x128", 16, 32, 65536),
-    _contrastive_case("128 points, 8 draws, 3x64x64", (128, 8, 12288)),
-    _contrastive_case("128 points, 8 draws, 3x64x64, bf16", (128, 8, 12288), torch.bfloat16),
+    _contrastive_case("128 points, 8 draws, 3x64x64", 128, 8, 12288),
+    _contrastive_case("128 points, 8 draws, 3x64x64, bf16", 128, 8, 12288, torch.bfloat16),
 )
 
 
-def provider_call(case: OpCase, provider: str) -> Callable[[dict], tuple[torch.Tensor, ...]]:
-    """The case's function as a provider runs it: fused, the plain reference, or that compiled."""
-    if provider == "fused":
-        return lambda inputs: case.call(inputs, "triton")
-    plain = partial(case.call, backend="reference")
-    return torch.compile(plain) if provider == "compile" else plain
+def provider_call(case: OpCase, provider: str) -> Callable[[dict[str, Any]], Any]:
+    """The case's call as a provider runs it: fused, the plain reference, or that compiled.
+
+    Compiled is for this case's shapes alone. Cases share their code, so that what was compiled for
+    another one is forgotten first: it would make this one dynamic. A break in the graph or too many
+    recompilations raise, where torch would quietly go on eagerly.
+    """
+    op = partial(case.op, backend="triton" if provider == "fused" else "reference")
+    if provider == "compile":
+        torch._dynamo.reset()
+        op = torch.compile(op, dynamic=False, fullgraph=True)
+    return partial(case.call, op)
 
 
-def is_correct(case: OpCase, provider: str, device: str) -> bool:
-    """Whether a provider gives the reference's numbers; one that does not gets no time."""
-    got = provider_call(case, provider)(case.make(device, 0))
-    want = case.call(case.make(device, 0), "reference")
+def is_correct(case: OpCase, call: Callable[[dict[str, Any]], Any], device: str) -> bool:
+    """Whether a provider's call gives the reference's numbers; one that does not gets no time."""
+    mine, theirs = case.make(device, 0), case.make(device, 0)
+    got = case.outputs(mine, call(mine))
+    want = case.outputs(theirs, provider_call(case, "eager")(theirs))
     return all(
         torch.allclose(g.double(), w.double(), rtol=2e-2, atol=1e-3 * float(w.abs().max() + 1e-6))
         if g.dtype in (torch.float16, torch.bfloat16)
