@@ -16,8 +16,8 @@ class GraphedCalls:
     """`call(size)`: run the first time of a size, recorded the second, replayed from then on.
 
     The first run compiles kernels and sets up libraries, which a recording may not. What `call`
-    reads and writes must stay where it is, and it must not wait for the device. If it cannot be
-    recorded it goes on to run as it is, and the log says once why.
+    reads and writes beyond its own run must stay where it is, and it must not wait for the device.
+    If it cannot be recorded it goes on to run as it is, and the log says once why.
 
     Args:
         call: enqueues the work of a size on the current stream.
@@ -31,6 +31,8 @@ class GraphedCalls:
         self._call = call
         self._device = device
         self._is_enabled = is_enabled and device.type == "cuda"
+        # graphs that never run at once, and hand nothing on, share one pool of memory
+        self._pool = torch.cuda.graph_pool_handle() if self._is_enabled else None
         # None: has run once
         self._graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
 
@@ -49,7 +51,9 @@ class GraphedCalls:
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         try:
             # only this thread is watched: others may allocate and wait meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ):
                 self._call(size)
         except Exception as error:
             # whatever it was, the call runs as it is next, and raises what is an error

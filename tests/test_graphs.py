@@ -23,8 +23,8 @@ def device(monkeypatch):
             told.append(("replay", self.size))
 
     @contextmanager
-    def capturing(graph, *, stream, capture_error_mode):
-        assert capture_error_mode == "thread_local"
+    def capturing(graph, *, pool, stream, capture_error_mode):
+        assert (pool, capture_error_mode) == ("pool", "thread_local")
         told.append("capture")
         yield
         graph.size = told.pop()
@@ -33,6 +33,7 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     return told
 
 
