@@ -195,3 +195,50 @@ def test_update_is_bitwise_repeatable():
         )
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.nan_to_num(0.5), other.nan_to_num(0.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no threads that could race")
+@pytest.mark.parametrize(("length", "elements"), [(16, 64), (64, 16), (128, 8)])
+def test_tiles_of_many_warps_read_before_they_write(length, elements):
+    """Each row is read by the threads of the next one: 8 warps, 256 programs, 50 launches."""
+    windows, num_elements, order = 64, 4 * elements, 3
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def randn(*shape, dtype=torch.float32):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64, device=DEVICE)
+        return (0.3 * values).to(dtype)
+
+    c = Coefficients(
+        *(randn(length, order) for _ in range(2)),
+        randn(length),
+        randn(length, order),
+        *(randn(length) for _ in range(2)),
+        clip=None,
+    )
+    c = first_order(c)
+    x, x0 = (randn(windows, length + order, num_elements) for _ in range(2))
+    m, z = (randn(windows * length, num_elements) for _ in range(2))
+    slot = torch.arange(windows, device=DEVICE)
+    entry = slot.repeat_interleave(length)
+    offset = torch.arange(length, device=DEVICE).repeat(windows)
+    lengths, zero = torch.full_like(slot, length), torch.zeros_like(slot)
+    w = Windows(slot, zero, lengths, slot * length, entry, offset, entry, offset, length)
+    options = dict(seeds=None, m_null=None, guidance_scale=1.0)
+
+    def updated(state, m, c, z, blocks):
+        launch(*state, m, w, c, z=z, **options, blocks=blocks)
+        return state
+
+    tile = Blocks(length, elements, 8)
+    first = updated((x.clone(), x0.clone()), m, c, z, tile)
+    for _ in range(50):
+        again = updated((x.clone(), x0.clone()), m, c, z, tile)
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one, other)
+    plain = updated((x.clone(), x0.clone()), m, c, z, Blocks(0, 4 * elements, 1))
+    exact = updated(
+        (x.double(), x0.double()), m.double(), in_double(c), z.double(), Blocks(0, elements, 1)
+    )
+    for fused, walked, wide in zip(first, plain, exact, strict=True):
+        assert_close_to_reference(fused, walked, wide)

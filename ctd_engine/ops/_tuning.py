@@ -14,6 +14,9 @@ FULL = 264
 # a parallel scan keeps the whole window in registers: four elements of each operand per thread
 MAX_PARALLEL_LENGTH = 128
 MAX_TILE = 1024
+# (elements, warps) of a walk in fp32. A thread holds at most 16 bytes of the states: then it loads
+# and stores x[node + 1] in the same layout, and needs no barrier in between (see `test_cubins.py`)
+WALKS = ((512, 4), (128, 1))
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,14 @@ def scan(
     """
     # as many bytes of each operand per thread in fp64 as in fp32
     scale = element_size // 4
-    for elements, num_warps in ((512 // scale, 4), (128 // scale, 1)):
+    for most, num_warps in WALKS:
+        elements = most // scale
         if num_elements >= elements and num_windows * ceil_div(num_elements, elements) >= FULL:
             return Blocks(0, elements, num_warps)
     if first_order and 1 < max_length <= MAX_PARALLEL_LENGTH:
         length = power_of_two(max_length)
         elements = min(max(power_of_two(num_elements), 4), MAX_TILE // scale // length, 64 // scale)
-        return Blocks(length, elements, 8 if length * elements * scale > 512 else 4)
+        size = length * elements
+        # up to 32 elements more warps only repeat the first, and ptxas gives fp64 a stack
+        return Blocks(length, elements, 8 if size * scale > 512 else 4 if size > 32 else 1)
     return Blocks(0, min(max(power_of_two(num_elements), 4), 128 // scale), 1)

@@ -144,6 +144,7 @@ def _walk_kernel(
         if K >= 3:
             new += tl.load(g_ptr + node * K + 2) * change_2
 
+        # no barrier: a thread stores what it has loaded itself, see `_tuning.WALKS`
         there = _at(node + 1, ring, stride_x_r)
         old = tl.load(x_ptrs + there, mask=mask_d, other=0.0)
         tl.store(x_ptrs + there, new, mask=mask_d)

@@ -171,7 +171,8 @@ def _tile_kernel(
     _, change = tl.associative_scan((g, step), 0, _linear)
     # G d of what came before alone: exactly 0 where nothing has changed, so that base stays
     new += change - step
-    # every thread has read the old window before any writes the new one
+    # every thread has read the old window before any writes the new one; the interpreter runs one
+    # program at a time, so that only a GPU shows a barrier that is missing
     tl.debug_barrier()
     tl.store(x0_ptrs + _at(nodes, ring, stride_x0_r), x0_now, mask=mask)
     tl.store(there, new, mask=mask)
