@@ -5,14 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-if TYPE_CHECKING:
-    from ctd_engine.window_plan import WindowPlan
+from ctd_engine.window_plan import WindowPlan
 
 __all__ = ["Callback", "RoundProgress", "RoundRecord", "SampleResult", "SampleStats", "StopReason"]
 

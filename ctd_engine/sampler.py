@@ -13,6 +13,7 @@ import torch
 
 from ctd_engine import _checks
 from ctd_engine._auto_window import follow, make_plan
+from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
 from ctd_engine._rounds import REASONS, Outcome, RoundSettings, run_rounds
@@ -24,7 +25,7 @@ from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
 from ctd_engine.schedules import Schedule
 from ctd_engine.scheduling import BACKENDS
 from ctd_engine.solvers import SolverTable
-from ctd_engine.window_plan import WindowPlan, expected_reach, observed_reach
+from ctd_engine.window_plan import WindowPlan
 
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]
 

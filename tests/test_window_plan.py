@@ -13,9 +13,10 @@ import torch
 
 from ctd_engine import ParallelSampler, SequentialSampler, _auto_window, _row_times
 from ctd_engine._auto_window import follow
+from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._row_times import RoundTimes, RowTimes, measure_rows
 from ctd_engine.result import RoundRecord
-from ctd_engine.window_plan import advance, expected_reach, observed_reach, plan
+from ctd_engine.window_plan import advance, plan
 from small_problems import PROBLEMS, SHAPE, mixture, table_of
 
 TABLE = table_of(PROBLEMS[0], 60)
