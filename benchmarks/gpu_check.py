@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import ctd_engine
 import gpu_samplers
 from gpu_report import markdown
-
-import ctd_engine
 from gpu_timing import copy_bandwidth, measure
 from op_cases import LARGE, SMALL, is_correct, provider_call
 

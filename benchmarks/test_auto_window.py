@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
+
 from window_models import FIXED_WINDOWS, PROBLEMS, Problem
 
 # windows take turns, so that a disturbance meets them all

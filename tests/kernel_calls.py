@@ -17,8 +17,9 @@ from ctd_engine.ops.picard_update import Coefficients, Windows
 from ctd_engine.ops.picard_update import kernel as picard
 from ctd_engine.ops.predict_guess import kernel as guess
 from ctd_engine.ops.trajectory_error import kernel as error
+from ctd_engine.ops.turn_over import kernel as turn_over
 
-MODULES = {m.__name__: m for m in (contrastive, gather, picard, guess, error)}
+MODULES = {m.__name__: m for m in (contrastive, gather, picard, guess, error, turn_over)}
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -190,6 +191,9 @@ def other_calls():
             contrast(eps, torch.empty(4, 3, 4096, dtype=dtype), needs)
     for length in (2**i for i in range(11)):
         error.trajectory_error_triton(torch.empty(4, length, 4), 64, vector, index, index)
+    for dtype, size in itertools.product((torch.float32, torch.float64), (4096, 1023, 64, 1)):
+        x = torch.empty(4, 20, size, dtype=dtype)
+        turn_over.turn_over_triton_(x, x, x[:, 0], index, index, index, index, 1000)
     for dtype, blocks in itertools.product((torch.float32, torch.float64), (1, 4, 16)):
         partials = torch.empty(4, 100, blocks, dtype=dtype)
         error.trajectory_error_triton(partials, 64, vector.to(dtype), index, index)

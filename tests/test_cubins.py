@@ -44,6 +44,7 @@ def test_all_compile_without_spills(cubins, capsys):
         "guess_kernel",
         "gather_kernel",
         "error_kernel",
+        "turn_over_kernel",
         "gap_fwd_kernel",
         "loss_fwd_kernel",
         "reduction_bwd_kernel",

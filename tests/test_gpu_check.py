@@ -7,13 +7,13 @@ import sys
 import time
 from types import SimpleNamespace
 
-import gpu_check
-import gpu_samplers
 import pytest
 import torch
+
+import gpu_check
+import gpu_samplers
 from gpu_check import Budget
 from gpu_report import markdown
-
 from gpu_timing import Timing
 from op_cases import LARGE, PROVIDERS, SMALL
 

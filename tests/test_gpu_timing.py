@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gpu_samplers
 import pytest
 import torch
 
+import gpu_samplers
 import gpu_timing
 
 

@@ -11,6 +11,8 @@ from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Coefficients
 from ctd_engine.ops.predict_guess import predict_guess_
 from ctd_engine.ops.trajectory_error import trajectory_error
+from ctd_engine.ops.turn_over import turn_over_
+from ctd_engine.scheduling.plan import CONVERGED, DIVERGED, MAX_ROUNDS
 from ragged_problem import NUM_NODES, guarded, problem
 
 if triton_unavailable_reason() is not None:
@@ -105,6 +107,28 @@ def test_gather():
             x, windows.row_slot, windows.row_node, scale, times, torch.float16, backend="triton"
         )
     assert counts["store"] == 8 * len(windows.row_slot)
+
+
+def test_turn_over():
+    """A sample that converged, one whose rounds ran out, one that diverged, and two new ones."""
+    _, x, x0, _, _, _ = problem(1, 7, torch.float32)
+    samples = guarded(torch.ones(6, 7))
+    columns = (
+        [0, 3, 5, -1, -1],
+        [CONVERGED, MAX_ROUNDS, DIVERGED, -1, -1],
+        [NUM_NODES, 4, 2, 0, 0],
+        [1, -1, -1, 2, -1],
+    )
+    with only_elements_of_the_arguments() as counts:
+        turn_over_(
+            x,
+            x0,
+            samples,
+            *(guarded(torch.tensor(c)) for c in columns),
+            NUM_NODES,
+            backend="triton",
+        )
+    assert counts["store"] == 5 * 7
 
 
 @pytest.mark.parametrize("num_blocks", [1, 3])

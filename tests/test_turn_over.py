@@ -68,23 +68,21 @@ def test_a_result_is_read_before_a_start_takes_its_place(backend):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        (
-            {"samples": torch.zeros(2, 3)},
-            r"samples must be \[B, 4\] in torch.float64, got \(2, 3\)",
-        ),
-        ({"ended_sample": torch.zeros(2).long()}, r"ended_sample must have one entry per slot"),
-        ({"admitted_sample": torch.zeros(7).long()}, r"admitted_sample must .* got \(7,\)"),
-        ({"backend": "fast"}, "backend must be None or one of"),
+        ({"samples": torch.zeros(9, 3).double()}, ValueError, r"samples must have shape \(9, 4\)"),
+        ({"samples": torch.zeros(9, 4)}, TypeError, "samples must be torch.float64"),
+        ({"ended_sample": torch.zeros(2).long()}, ValueError, r"ended_sample must .* got \(2,\)"),
+        ({"admitted_sample": torch.zeros(6)}, TypeError, "admitted_sample must be torch.int64"),
+        ({"backend": "fast"}, ValueError, "backend must be None or one of"),
     ],
-    ids=["samples", "ended", "admitted", "backend"],
+    ids=["shape", "type", "entries", "indices", "backend"],
 )
-def test_rejects(change, message):
+def test_rejects(change, error, message):
     names = ("ended_sample", "ended_reason", "ended_known", "admitted_sample")
     arguments = dict(zip(names, (t.cpu() for t in columns()), strict=True))
     arguments["samples"] = torch.zeros(NUM_SAMPLES, 4, dtype=torch.float64)
     arguments |= change
     x = torch.zeros(NUM_SLOTS, RING, 4, dtype=torch.float64)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         turn_over_(x, x.clone(), **arguments, num_nodes=NUM_NODES)

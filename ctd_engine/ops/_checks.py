@@ -6,12 +6,7 @@ GPU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from ctd_engine.ops.picard_update import Coefficients
 
 __all__ = [
     "check_floats",
@@ -110,15 +105,17 @@ def check_states(
     x0: torch.Tensor,
     max_length: int,
     name: str,
-    coefficients: Coefficients,
+    table: torch.Tensor,
+    order: int,
 ) -> None:
-    """Raise unless both rings fit the coefficients, and hold max_length new points (`name`)."""
+    """Raise unless both rings fit C [N] of order K, and hold max_length new points (`name`).
+
+    The other tables fit C since they were made.
+    """
     check_ring("x", x)
     check_ring("x0", x0, like=x)
-    # the other tables fit this one since they were made
-    c = coefficients.C
-    check_tensor("coefficients.C", c, c.shape, "[N]", x.dtype, x.device)
-    needed = max_length + coefficients.order
+    check_tensor("coefficients.C", table, table.shape, "[N]", x.dtype, x.device)
+    needed = max_length + order
     if x.shape[1] < needed:
         raise ValueError(
             f"x must hold at least {needed} = {name} + K points per slot (its second dimension), "

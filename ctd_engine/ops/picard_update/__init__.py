@@ -176,7 +176,8 @@ def _check(
     seeds: torch.Tensor | None,
     m_null: torch.Tensor | None,
 ) -> None:
-    _checks.check_states(x, x0, windows.max_length, "max_length", coefficients)
+    c = coefficients
+    _checks.check_states(x, x0, windows.max_length, "max_length", c.C, c.order)
     device = x.device
     num_windows, rows = len(windows.slot), (len(windows.row_slot), x.shape[2])
     _checks.check_tensor("windows.slot", windows.slot, (num_windows,), "[A]", torch.int64, device)

@@ -46,7 +46,7 @@ def predict_guess_(
             the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
-    _checks.check_states(x, x0, max_count, "max_count", coefficients)
+    _checks.check_states(x, x0, max_count, "max_count", coefficients.C, coefficients.order)
     num_windows, device = len(slot), x.device
     indices = {"slot": slot, "known": known, "count": count}
     _checks.check_indices(num_windows, "[A]", device, indices)

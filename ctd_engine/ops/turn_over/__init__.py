@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ctd_engine.ops import _checks
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.ops.turn_over.reference import turn_over_reference_
 
@@ -38,24 +39,22 @@ def turn_over_(
         backend: None (Triton for CUDA tensors), "reference" or "triton".
 
     Raises:
-        ValueError: shapes do not fit together, or the backend is unknown.
+        TypeError: a tensor has another type.
+        ValueError: shapes or devices do not fit together, or the backend is unknown.
         RuntimeError: "triton" cannot run on these tensors.
     """
-    num_slots, _, num_elements = x.shape
-    if samples.dim() != 2 or samples.shape[1] != num_elements or samples.dtype != x.dtype:
-        raise ValueError(
-            f"samples must be [B, {num_elements}] in {x.dtype}, got {tuple(samples.shape)} in "
-            f"{samples.dtype}"
-        )
-    columns = (ended_sample, ended_reason, ended_known, admitted_sample)
-    names = ("ended_sample", "ended_reason", "ended_known", "admitted_sample")
-    for name, column in zip(names, columns, strict=True):
-        if column.shape != (num_slots,):
-            raise ValueError(
-                f"{name} must have one entry per slot, shape ({num_slots},), got "
-                f"{tuple(column.shape)}"
-            )
-    arguments = (x, x0, samples, *columns, num_nodes)
+    _checks.check_ring("x", x)
+    _checks.check_ring("x0", x0, like=x)
+    shape = (len(samples), x.shape[2])
+    _checks.check_tensor("samples", samples, shape, "[B, D]", x.dtype, x.device)
+    columns = {
+        "ended_sample": ended_sample,
+        "ended_reason": ended_reason,
+        "ended_known": ended_known,
+        "admitted_sample": admitted_sample,
+    }
+    _checks.check_indices(len(x), "[S]", x.device, columns)
+    arguments = (x, x0, samples, *columns.values(), num_nodes)
     if resolve(backend, x) == "triton":
         from ctd_engine.ops.turn_over.kernel import turn_over_triton_
 
