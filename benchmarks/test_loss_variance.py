@@ -57,16 +57,9 @@ def test_loss_variance(benchmark: Any, zeta: float, common: bool) -> None:
     levels = torch.full((len(rows),), zeta, dtype=torch.float64)
 
     def draw() -> Tensor:
-        _, delta = contrast(
-            exact_model,
-            rows,
-            levels,
-            torch.ones(len(rows)),
-            1,
-            generator,
-            {},
-            common_random_numbers=common,
-        )
+        pairs = contrast.pairs(rows, levels, 1, generator, common_random_numbers=common)
+        out = exact_model(pairs.query.input, pairs.query.time)
+        _, delta = contrast.reduce(pairs, out, torch.ones(len(rows)))
         return delta.view(NUM_POINTS, NUM_DRAWS)
 
     delta = benchmark.pedantic(draw, rounds=3, warmup_rounds=1)

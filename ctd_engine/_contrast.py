@@ -1,15 +1,15 @@
-"""What the contrastive loss and the likelihood share: draws, both branches, conditioning."""
+"""What the contrastive loss and the likelihood share: draws, and both branches of a log ratio."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ctd_engine._rows import draw_device, draw_normal, per_row
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
 from ctd_engine.parametrization import (
@@ -21,8 +21,6 @@ from ctd_engine.parametrization import (
 
 if TYPE_CHECKING:
     from ctd_engine.schedules import Schedule
-
-Model = Callable[..., Tensor]
 
 # the paper's setting for CIFAR-10: wide enough for most data scaled to [-1, 1]
 DEFAULT_ALPHA = TruncatedLogistic(4.0, 4.0, clip=3.0)
@@ -40,67 +38,6 @@ def noised_logsnr(zeta: Tensor, alpha: Tensor) -> Tensor:
 def noise_share(alpha: Tensor, beta: Tensor) -> Tensor:
     """b = sqrt(sigmoid(-alpha) / sigmoid(-beta)): the last noise's part of all the noise."""
     return torch.exp(0.5 * (logsigmoid(-alpha) - logsigmoid(-beta)))
-
-
-def per_row(values: Tensor, like: Tensor) -> Tensor:
-    """Shape a `[R]` tensor so that it multiplies `[R, *shape]`, with the dtype and device of it."""
-    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.dim() - 1))
-
-
-def draw_device(x: Tensor, generator: torch.Generator | None) -> torch.device:
-    """Random numbers are drawn where the generator lives, and copied from there."""
-    return x.device if generator is None else generator.device
-
-
-def draw_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers in at least fp32, on the device of `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    device = draw_device(like, generator)
-    return torch.randn(shape, generator=generator, device=device, dtype=dtype).to(like.device)
-
-
-def check_batch(x: Tensor, name: str = "x") -> None:
-    """A batch of samples: floating point, at least one, at least one dimension each."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name} must be a floating-point tensor, got {x.dtype}; convert and scale it first, "
-            "for images to [-1, 1]"
-        )
-    if x.dim() < 2 or x.shape[0] == 0:
-        raise ValueError(f"{name} must have shape [num_samples >= 1, *shape], got {tuple(x.shape)}")
-
-
-def repeat_cond(cond: Mapping[str, Any], index: Tensor | None, num_samples: int) -> dict[str, Any]:
-    """Conditioning of the model's rows; row r belongs to sample index[r] (None: row r)."""
-    rows: dict[str, Any] = {}
-    for name, value in cond.items():
-        if isinstance(value, Tensor) and value.dim() > 0:
-            if value.shape[0] != num_samples:
-                raise ValueError(
-                    f"{name} must have one entry per sample, first dimension {num_samples}, got "
-                    f"shape {tuple(value.shape)}; bind what all samples share to the model with "
-                    "functools.partial"
-                )
-            value = value if index is None else value[index.to(value.device)]
-        rows[name] = value
-    return rows
-
-
-def call_model(
-    model: Model, x: Tensor, time: Tensor, dtype: torch.dtype, cond: Mapping[str, Any]
-) -> Tensor:
-    """Call the model on rows and check what comes back; times keep fp32 at least."""
-    out = model(x.to(dtype), time.to(x.device, x.dtype), **cond)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"model must return a tensor, got {type(out).__name__}")
-    if out.shape != x.shape:
-        raise ValueError(
-            f"model must return the shape of its input, {tuple(x.shape)} = (rows, *shape), got "
-            f"{tuple(out.shape)}"
-        )
-    return out.to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +59,31 @@ class Draws:
         return contrastive_reduction(eps, out_alpha, out_beta, weight, b, y)[1].view(
             self.weight.shape
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Rows to ask the model about, and what its answer means."""
+
+    input: Tensor  # [R, *shape]
+    time: Tensor  # [R]
+    z: Tensor  # [R, *shape]
+    u: Tensor  # eps_hat = u z + v out, [R]
+    v: Tensor  # [R]
+
+    def noise(self, out: Tensor) -> Tensor:
+        """eps_hat from the model's raw output, `[R, *shape]`."""
+        return per_row(self.u, self.z) * self.z + per_row(self.v, self.z) * out
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Draws for both densities (the same ones, or not) and the rows that they ask about."""
+
+    first: Draws
+    second: Draws
+    b: Tensor  # [K, n]
+    query: Query  # 2 K n rows
 
 
 class Contrast:
@@ -161,66 +123,62 @@ class Contrast:
         z_rows = signal * z.to(eps.dtype).repeat_interleave(num_draws, 0) + noise * rows
         return Draws(logsnr, 1.0 / self.alpha.density(logsnr), eps, z_rows.view(eps.shape))
 
-    def predict_noise(
-        self,
-        model: Model,
-        z: Tensor,
-        logsnr: Tensor,
-        dtype: torch.dtype,
-        cond: Mapping[str, Any],
-    ) -> Tensor:
-        """The model's eps_hat at rows z of a variance-preserving path, whatever its schedule."""
+    def query(self, z: Tensor, logsnr: Tensor) -> Query:
+        """What to ask the model at rows z of a variance-preserving path, whatever its schedule."""
         alpha, sigma = self.schedule.alpha_sigma(logsnr)
         # the schedule's own x_t at this log-SNR is z times this
         scale = torch.sqrt(alpha**2 + sigma**2)
         u, v, input_scale = noise_coefficients(self.prediction, alpha, sigma, self.sigma_data)
         time = model_time(self.time, self.schedule, self.prediction, logsnr)
-        out = call_model(model, per_row(input_scale * scale, z) * z, time, dtype, cond)
-        return per_row(u * scale, z) * z + per_row(v, z) * out
+        return Query(per_row(input_scale * scale, z) * z, time, z, u * scale, v)
 
-    def __call__(
+    def pairs(
         self,
-        model: Model,
         z: Tensor,
         zeta: Tensor,
-        y: Tensor,
         num_draws: int,
         generator: torch.Generator | None,
-        cond: Mapping[str, Any],
         *,
         common_random_numbers: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """One model call of 2 K n rows: first every row at alpha_n, then every row at beta_n.
+    ) -> Pairs:
+        """Draw what tells p_zeta from p at points z.
 
         Args:
-            model: the model.
             z: points, `[K, *shape]`.
             zeta: log-SNRs, `[K]`, fp64.
-            y: labels, `[K]`.
             num_draws: n.
             generator: source of the random numbers.
-            cond: conditioning of the K points.
             common_random_numbers: use the same alpha_n and eps_n for both densities.
 
         Returns:
-            `(loss, delta)`, both `[K]`.
+            The draws, and the 2 K n rows to ask the model about: first every row at alpha_n, then
+            every row at beta_n, point after point in both.
         """
         first = self.draw(z, num_draws, generator)
         second = first if common_random_numbers else self.draw(z, num_draws, generator)
         beta = noised_logsnr(zeta.to(second.logsnr.device)[:, None], second.logsnr)
-        b = noise_share(second.logsnr, beta)
-        index = torch.arange(len(z), device=z.device).repeat_interleave(num_draws).repeat(2)
-        out = self.predict_noise(
-            model,
+        query = self.query(
             torch.cat([first.z.flatten(0, 1), second.z.flatten(0, 1)]),
             torch.cat([first.logsnr.flatten(), beta.flatten()]),
-            z.dtype,
-            repeat_cond(cond, index, len(z)),
         )
-        out_alpha, out_beta = out.view(2, len(z), num_draws, -1).unbind()
+        return Pairs(first, second, noise_share(second.logsnr, beta), query)
+
+    def reduce(self, pairs: Pairs, out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and log ratio of points, from the model's raw output.
+
+        Args:
+            pairs: draws for K points.
+            out: the output at the rows of `pairs.query`, `[2 K n, *shape]`.
+            y: labels, `[K]`.
+
+        Returns:
+            `(loss, delta)`, both `[K]`.
+        """
+        first, second = pairs.first, pairs.second
+        out_alpha, out_beta = pairs.query.noise(out).view(2, *first.weight.shape, -1).unbind()
         eps = first.eps.flatten(2)
-        weight, b = first.weight.to(eps), b.to(eps)
-        if common_random_numbers:
+        weight, b = first.weight.to(eps), pairs.b.to(eps)
+        if second is first:
             return contrastive_reduction(
                 eps, out_alpha, out_beta, weight, b, y.to(eps), backend=self.backend
             )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ctd_engine._contrast import per_row
+from ctd_engine._rows import per_row
 
 
 class GaussianBase:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ctd_engine._contrast import (
-    Contrast,
+from ctd_engine._contrast import Contrast
+from ctd_engine._denoising import DenoisingLoss
+from ctd_engine._rows import (
     Model,
     call_model,
     check_batch,
@@ -18,18 +19,7 @@ from ctd_engine._contrast import (
     per_row,
     repeat_cond,
 )
-from ctd_engine.logsnr_distributions import (
-    LogSNRDistribution,
-    TruncatedLogistic,
-    training_levels,
-)
-from ctd_engine.parametrization import (
-    check_prediction,
-    check_time,
-    data_coefficients,
-    model_time,
-    target_coefficients,
-)
+from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
 
 if TYPE_CHECKING:
     from ctd_engine.schedules import Schedule
@@ -37,93 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveDiffusionLoss", "DenoisingLoss"]
 
 _DEFAULT_ZETA = TruncatedLogistic(10.5, 1.5, clip=3.0)
-
-
-class DenoisingLoss:
-    """Mean squared error per element of the model's own output at a random noise level.
-
-    The target is the quantity that the model predicts (`prediction`), so that for "edm" this is
-    the weighted loss of Karras et al. 2022 (arXiv 2206.00364, eq. 8 and table 1).
-
-    Args:
-        schedule: the noise schedule to train on.
-        prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
-        time: what the model is told: None (native; c_noise for "edm"), "timestep", "logsnr",
-            "sigma", "c_noise" or "flow".
-        levels: distribution of the noise level: "discrete" (a uniform index of the schedule's
-            grid), "lognormal" (EDM's sigma), "logit_normal" or "uniform" (in flow matching's t),
-            a `LogSNRDistribution`, or None: "discrete" for schedules of kind "vp", "lognormal" for
-            "ve", "logit_normal" for "flow". What the schedule does not cover is cut off.
-        sigma_data: standard deviation of the data, for "edm" only.
-
-    Raises:
-        TypeError: for arguments of the wrong type.
-        ValueError: for unknown names, or a prediction that does not fit the schedule.
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        *,
-        prediction: str = "epsilon",
-        time: str | None = None,
-        levels: str | LogSNRDistribution | None = None,
-        sigma_data: float = 0.5,
-    ) -> None:
-        self.schedule = schedule
-        self.prediction = check_prediction(prediction, schedule)
-        self.time = check_time(time, schedule)
-        self.sigma_data = sigma_data
-        self.levels = training_levels(levels, schedule)
-        self.last: dict[str, Tensor] = {}
-        if self.levels is None:
-            # a noise level that the prediction or the time cannot express is refused now
-            data_coefficients(prediction, *schedule.alpha_sigma(schedule.logsnrs), sigma_data)
-            model_time(time, schedule, prediction, schedule.logsnrs)
-
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        **cond: Any,
-    ) -> Tensor:
-        """Estimate the loss of a batch with one model call.
-
-        Args:
-            model: `model(x_t, t, **cond)`, returning the shape of x_t.
-            x: data, `[B, *shape]`.
-            generator: source of all random numbers; None uses PyTorch's global one.
-            **cond: conditioning; tensors have one entry per sample, the rest is passed as it is.
-
-        Returns:
-            The loss, a scalar with gradient. `last` holds it detached, as "denoising".
-
-        Raises:
-            TypeError: for arguments of the wrong type.
-            ValueError: for wrong shapes, of the model's output too.
-        """
-        check_batch(x)
-        device = draw_device(x, generator)
-        if self.levels is None:
-            grid = self.schedule.logsnrs
-            index = torch.randint(len(grid), (len(x),), generator=generator, device=device)
-            logsnr = grid.to(device)[index]
-        else:
-            logsnr = self.levels.sample((len(x),), generator=generator, device=device)
-        alpha, sigma = self.schedule.alpha_sigma(logsnr)
-        eps = draw_normal(tuple(x.shape), x, generator)
-        x0 = x.to(eps.dtype)
-        _, _, input_scale = data_coefficients(self.prediction, alpha, sigma, self.sigma_data)
-        p, q = target_coefficients(self.prediction, alpha, sigma, self.sigma_data)
-        signal, noise = per_row(input_scale * alpha, eps), per_row(input_scale * sigma, eps)
-        time = model_time(self.time, self.schedule, self.prediction, logsnr)
-        rows = repeat_cond(cond, None, len(x))
-        out = call_model(model, signal * x0 + noise * eps, time, x.dtype, rows)
-        loss = (out - (per_row(p, eps) * x0 + per_row(q, eps) * eps)).square().mean()
-        self.last = {"denoising": loss.detach()}
-        return loss
+# 2 rows for one sample in 8 are a quarter more rows; the rest up to half a step is overhead
+_SAMPLES_PER_POINT = 8
 
 
 class ContrastiveDiffusionLoss:
@@ -143,17 +48,18 @@ class ContrastiveDiffusionLoss:
     published code weighs the contrastive term by 2 / batch, so `contrastive_weight=4 / batch`
     (0.03 for a batch of 128). From 0.01 to 0.1 helped in our trials with 2D data; 1 did harm.
 
-    One call costs B rows of the model for the first term and 2 K n rows, in one call, for the
-    second. With `common_random_numbers` both densities see the same noise, so that what they have
-    in common cancels; without, they are drawn separately, as in the published code.
+    One call of the model evaluates B rows for the first term and 2 K n for the second: by default
+    1.25 times the rows of a `DenoisingLoss` (more for batches below 8, which have 1 point), and at
+    most 1.5 times its time. With `common_random_numbers` both densities see the same noise, so that
+    what they have in common cancels; without, they are drawn separately, as in the published code.
 
     Args:
         schedule: the noise schedule to train on.
         prediction: what the model returns, as for `DenoisingLoss`.
         time: what the model is told, as for `DenoisingLoss`.
         contrastive_weight: weight of the contrastive term; 0 leaves it out.
-        num_points: K, points per batch that the contrastive term uses, the first ones; None for
-            all of them.
+        num_points: K, how many samples of a batch the contrastive term uses, evenly spread over
+            it; None for an eighth of the batch, at least one.
         num_draws: n, draws of log-SNR and noise per point.
         zeta: distribution of the added noise's log-SNR; None for the paper's choice for images
             (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values.
@@ -228,7 +134,7 @@ class ContrastiveDiffusionLoss:
         generator: torch.Generator | None = None,
         **cond: Any,
     ) -> Tensor:
-        """Estimate the loss of a batch with two model calls.
+        """Estimate the loss of a batch with one model call.
 
         `last` then holds, detached: "denoising" and "contrastive", the two terms as they enter the
         total (per element); "cross_entropy", the mean of L_CDL in nats; "delta_mean"; and
@@ -247,37 +153,57 @@ class ContrastiveDiffusionLoss:
             TypeError: for arguments of the wrong type.
             ValueError: for wrong shapes, of the model's output too, or `num_points` > B.
         """
-        denoising = self.denoising(model, x, generator=generator, **cond)
         if self.contrastive_weight == 0:
+            denoising = self.denoising(model, x, generator=generator, **cond)
             self.last = dict(self.denoising.last)
             return denoising
-        num_points = len(x) if self.num_points is None else self.num_points
-        if num_points > len(x):
-            raise ValueError(
-                f"num_points must be at most the number of samples in x, {len(x)}, got {num_points}"
-            )
-        points = repeat_cond(cond, torch.arange(num_points), len(x))
-        z, zeta, y = self._draw_points(x[:num_points], generator)
-        loss, delta = self._contrast(
-            model,
+        check_batch(x)
+        rows = self.denoising.rows(x, generator)
+        points = self._points(len(x))
+        z, zeta, y = self._draw_points(x[points.to(x.device)], generator)
+        pairs = self._contrast.pairs(
             z,
             zeta,
-            y,
             self.num_draws,
             generator,
-            points,
             common_random_numbers=self.common_random_numbers,
         )
+        # one call: half the launches, and a DistributedDataParallel model wants no second one
+        index = torch.cat(
+            [torch.arange(len(x)), points.repeat_interleave(self.num_draws).repeat(2)]
+        )
+        out = call_model(
+            model,
+            torch.cat([rows.input, pairs.query.input]),
+            torch.cat([rows.time, pairs.query.time]),
+            x.dtype,
+            repeat_cond(cond, index, len(x)),
+        )
+        denoising = rows.loss(out[: len(x)])
+        loss, delta = self._contrast.reduce(pairs, out[len(x) :], y)
         cross_entropy = loss.mean()
         contrastive = cross_entropy / x[0].numel()
         self.last = {
-            **self.denoising.last,
+            "denoising": denoising.detach(),
             "contrastive": contrastive.detach(),
             "cross_entropy": cross_entropy.detach(),
             "delta_mean": delta.detach().mean(),
             "accuracy": (y.to(delta) * delta.detach() < 0).to(delta.dtype).mean(),
         }
         return denoising + self.contrastive_weight * contrastive
+
+    def _points(self, num_samples: int) -> Tensor:
+        """Which samples the contrastive term uses, `[K]`."""
+        num_points = self.num_points
+        if num_points is None:
+            num_points = max(1, num_samples // _SAMPLES_PER_POINT)
+        if num_points > num_samples:
+            raise ValueError(
+                f"num_points must be at most the number of samples in x, {num_samples}, got "
+                f"{num_points}"
+            )
+        # evenly spread: parts of a batch then use the same samples as the whole
+        return torch.arange(num_points) * num_samples // num_points
 
     def _draw_points(
         self, x: Tensor, generator: torch.Generator | None

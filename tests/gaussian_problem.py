@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ctd_engine._contrast import Contrast
 from ctd_engine.parametrization import data_coefficients, target_coefficients
 from ctd_engine.schedules import Schedule, from_alphas_cumprod
 
@@ -82,3 +85,21 @@ class ExactModel:
         eps = sigma * white @ problem.basis.T
         x0 = problem.mean + alpha * (problem.variances * white) @ problem.basis.T
         return (p * x0 + q * eps).view(shape)
+
+
+def contrast_points(
+    contrast: Contrast,
+    model: Callable[[Tensor, Tensor], Tensor],
+    z: Tensor,
+    zeta: Tensor,
+    y: Tensor,
+    num_draws: int,
+    generator: torch.Generator,
+    *,
+    common_random_numbers: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Loss and delta of points, with one model call for them alone."""
+    pairs = contrast.pairs(
+        z, zeta, num_draws, generator, common_random_numbers=common_random_numbers
+    )
+    return contrast.reduce(pairs, model(pairs.query.input, pairs.query.time), y)

@@ -15,7 +15,13 @@ from ctd_engine import schedules
 from ctd_engine._contrast import Contrast, noise_share, noised_logsnr
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic, Uniform
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
-from gaussian_problem import SIGMA_DATA, ExactModel, GaussianProblem, wide_schedule
+from gaussian_problem import (
+    SIGMA_DATA,
+    ExactModel,
+    GaussianProblem,
+    contrast_points,
+    wide_schedule,
+)
 
 ALPHA = TruncatedLogistic(0.5, 2.0, clip=10.0)
 SCHEDULES: dict[str, Callable[[], schedules.Schedule]] = {
@@ -162,6 +168,7 @@ def test_loss_is_the_closed_form_cross_entropy(
     loss = ContrastiveDiffusionLoss(
         schedule,
         time="logsnr",
+        num_points=12,
         num_draws=100_000,
         zeta=Uniform(-1.0, 5.0),
         alpha=ALPHA if common_random_numbers else TruncatedLogistic(0.5, 1.5, clip=4.0),
@@ -200,6 +207,7 @@ def test_a_data_point_is_told_from_a_noised_one() -> None:
     loss = ContrastiveDiffusionLoss(
         schedule,
         time="logsnr",
+        num_points=100,
         num_draws=200,
         zeta=Uniform(-1.0, 1.0),
         alpha=TruncatedLogistic(4.6, 2.0, clip=8.0),
@@ -222,7 +230,7 @@ def test_every_parametrisation_gives_the_same_delta(kind: str, prediction: str) 
     def delta(schedule: schedules.Schedule, prediction: str) -> Tensor:
         model = ExactModel(problem, schedule, prediction)
         estimate = contrast(schedule, prediction, alpha=alpha)
-        return estimate(model, z, zeta, y, 50, seeded(7), {})[1]
+        return contrast_points(estimate, model, z, zeta, y, 50, seeded(7))[1]
 
     expected = delta(wide_schedule(), "epsilon")
     torch.testing.assert_close(delta(SCHEDULES[kind](), prediction), expected, rtol=1e-9, atol=1e-9)
@@ -237,8 +245,9 @@ def test_common_random_numbers_lower_the_variance_100_times() -> None:
     estimate = contrast(schedule, alpha=TruncatedLogistic(0.5, 1.5, clip=4.0))
     variances = []
     for common in (True, False):
-        _, delta = estimate(
-            model, z, zeta, torch.ones(len(z)), 1, seeded(), {}, common_random_numbers=common
+        y, rng = torch.ones(len(z)), seeded()
+        _, delta = contrast_points(
+            estimate, model, z, zeta, y, 1, rng, common_random_numbers=common
         )
         error = float(delta.std()) / math.sqrt(len(z))
         assert abs(float(delta.mean() - problem.log_ratio(z[:1], 3.0))) < 0.01 + 4 * error
@@ -247,20 +256,26 @@ def test_common_random_numbers_lower_the_variance_100_times() -> None:
     assert variances[1] >= 100 * variances[0]
 
 
-def test_model_is_called_with_both_branches_at_once() -> None:
+def rows_of_a_call(batch: int, **options: Any) -> list[int]:
     schedule = schedules.linear_beta()
     model = ExactModel(GaussianProblem(2), schedule, "epsilon")
-    loss = ContrastiveDiffusionLoss(schedule, time="logsnr", num_points=3, num_draws=4)
-    loss(model, torch.randn(7, 2, dtype=torch.float64), generator=seeded())
-    assert model.rows == [7, 2 * 3 * 4]
-    loss = ContrastiveDiffusionLoss(schedule, time="logsnr", contrastive_weight=0.0)
-    loss(model, torch.randn(7, 2, dtype=torch.float64), generator=seeded())
-    assert model.rows == [7, 24, 7]
-    assert set(loss.last) == {"denoising"}
+    loss = ContrastiveDiffusionLoss(schedule, time="logsnr", **options)
+    loss(model, torch.randn(batch, 2, dtype=torch.float64), generator=seeded())
+    return model.rows
+
+
+def test_both_terms_share_one_model_call() -> None:
+    assert rows_of_a_call(7, num_points=3, num_draws=4) == [7 + 2 * 3 * 4]
+    assert rows_of_a_call(7, contrastive_weight=0.0) == [7]
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 3), (7, 9), (16, 20), (256, 320)])
+def test_defaults_add_a_quarter_of_the_rows(batch: int, rows: int) -> None:
+    assert rows_of_a_call(batch) == [rows]
 
 
 def test_conditioning_follows_its_point() -> None:
-    labels = torch.arange(5)
+    labels = torch.arange(6)
     seen: list[Tensor] = []
 
     def model(x: Tensor, t: Tensor, label: Tensor, scale: float, unit: Tensor) -> Tensor:
@@ -270,10 +285,10 @@ def test_conditioning_follows_its_point() -> None:
         return x
 
     loss = ContrastiveDiffusionLoss(schedules.linear_beta(), num_points=3, num_draws=2)
-    x = torch.randn(5, 2)
+    x = torch.randn(6, 2)
     loss(model, x, generator=seeded(), label=labels, scale=2.0, unit=torch.tensor(1.0))
-    assert seen[0].tolist() == [0, 1, 2, 3, 4]
-    assert seen[1].tolist() == 2 * [0, 0, 1, 1, 2, 2]
+    # the points are spread evenly over the batch
+    assert seen[0].tolist() == [0, 1, 2, 3, 4, 5] + 2 * [0, 0, 2, 2, 4, 4]
 
 
 @pytest.mark.parametrize("loss", [DenoisingLoss, ContrastiveDiffusionLoss])
@@ -298,7 +313,7 @@ def test_same_denoising_term_with_and_without_the_contrast() -> None:
     plain = DenoisingLoss(schedules.cosine())(model, x, generator=seeded())
     loss = ContrastiveDiffusionLoss(schedules.cosine())
     loss(model, x, generator=seeded())
-    assert torch.equal(loss.last["denoising"], plain.detach())
+    torch.testing.assert_close(loss.last["denoising"], plain.detach())
     assert all(not part.requires_grad and part.shape == () for part in loss.last.values())
 
 
@@ -307,7 +322,10 @@ def test_gradient_of_the_total(common_random_numbers: bool) -> None:
     schedule = schedules.linear_beta()
     x = torch.randn(4, 3, generator=seeded(), dtype=torch.float64)
     loss = ContrastiveDiffusionLoss(
-        schedule, contrastive_weight=1.0, common_random_numbers=common_random_numbers
+        schedule,
+        contrastive_weight=1.0,
+        num_points=4,
+        common_random_numbers=common_random_numbers,
     )
 
     def total(weight: Tensor) -> Tensor:
@@ -384,7 +402,7 @@ def identity(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
             torch.zeros(2, 3),
             {},
             ValueError,
-            r"model must return the shape of its input, \(2, 3\).*got \(2, 1\)",
+            r"model must return the shape of its input, \([24], 3\).*got \([24], 1\)",
         ),
     ],
 )
