@@ -137,8 +137,9 @@ class ContrastiveDiffusionLoss:
         """Estimate the loss of a batch with one model call.
 
         `last` then holds, detached: "denoising" and "contrastive", the two terms as they enter the
-        total (per element); "cross_entropy", the mean of L_CDL in nats; "delta_mean"; and
-        "accuracy", the fraction of points that the model classifies correctly.
+        total (per element); "cross_entropy", the mean of L_CDL in nats; "delta_mean", the mean of
+        delta over the points of both labels, and its "delta_standard_error" (NaN for one point);
+        and "accuracy", the fraction of points that the model classifies correctly.
 
         Args:
             model: `model(x_t, t, **cond)`, returning the shape of x_t.
@@ -181,14 +182,17 @@ class ContrastiveDiffusionLoss:
         )
         denoising = rows.loss(out[: len(x)])
         loss, delta = self._contrast.reduce(pairs, out[len(x) :], y)
+        delta = delta.detach()
         cross_entropy = loss.mean()
         contrastive = cross_entropy / x[0].numel()
         self.last = {
             "denoising": denoising.detach(),
             "contrastive": contrastive.detach(),
             "cross_entropy": cross_entropy.detach(),
-            "delta_mean": delta.detach().mean(),
-            "accuracy": (y.to(delta) * delta.detach() < 0).to(delta.dtype).mean(),
+            "delta_mean": delta.mean(),
+            # NaN for a single point: nothing is known then
+            "delta_standard_error": (delta.var(correction=0) / (len(delta) - 1)).sqrt(),
+            "accuracy": (y.to(delta) * delta < 0).to(delta.dtype).mean(),
         }
         return denoising + self.contrastive_weight * contrastive
 

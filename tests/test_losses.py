@@ -35,10 +35,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mlp(shape: tuple[int, ...] = (2,)) -> Callable[..., Tensor]:
+def mlp(shape: tuple[int, ...] = (2,), dtype: torch.dtype = torch.float32) -> Callable[..., Tensor]:
     torch.manual_seed(0)
     size = math.prod(shape)
-    net = nn.Sequential(nn.Linear(size + 1, 16), nn.Tanh(), nn.Linear(16, size))
+    net = nn.Sequential(nn.Linear(size + 1, 16), nn.Tanh(), nn.Linear(16, size)).to(dtype)
 
     def model(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         out: Tensor = net(torch.cat([x.flatten(1), 1e-3 * t[:, None].to(x.dtype)], 1))
@@ -289,6 +289,36 @@ def test_conditioning_follows_its_point() -> None:
     loss(model, x, generator=seeded(), label=labels, scale=2.0, unit=torch.tensor(1.0))
     # the points are spread evenly over the batch
     assert seen[0].tolist() == [0, 1, 2, 3, 4, 5] + 2 * [0, 0, 2, 2, 4, 4]
+
+
+def test_last_has_the_spread_of_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = ContrastiveDiffusionLoss(schedules.linear_beta(), num_points=5, contrastive_weight=1.0)
+    deltas: list[Tensor] = []
+    reduce = loss._contrast.reduce
+
+    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+        value, delta = reduce(*arguments)
+        deltas.append(delta.detach())
+        return value, delta
+
+    monkeypatch.setattr(loss._contrast, "reduce", recorded)
+    x = torch.randn(16, 2, generator=seeded(9), dtype=torch.float64)
+    loss(mlp(dtype=torch.float64), x, generator=seeded())
+    assert set(loss.last) == {
+        "denoising",
+        "contrastive",
+        "cross_entropy",
+        "delta_mean",
+        "delta_standard_error",
+        "accuracy",
+    }
+    torch.testing.assert_close(loss.last["delta_mean"], deltas[0].mean())
+    expected = deltas[0].std() / math.sqrt(5)
+    torch.testing.assert_close(loss.last["delta_standard_error"], expected)
+    # one point says nothing about the spread, and must neither warn nor fail
+    loss.num_points = 1
+    loss(mlp(dtype=torch.float64), x, generator=seeded())
+    assert bool(loss.last["delta_standard_error"].isnan())
 
 
 @pytest.mark.parametrize("loss", [DenoisingLoss, ContrastiveDiffusionLoss])
