@@ -47,17 +47,12 @@ def turn_over_(
     _checks.check_ring("x0", x0, like=x)
     shape = (len(samples), x.shape[2])
     _checks.check_tensor("samples", samples, shape, "[B, D]", x.dtype, x.device)
-    columns = {
-        "ended_sample": ended_sample,
-        "ended_reason": ended_reason,
-        "ended_known": ended_known,
-        "admitted_sample": admitted_sample,
-    }
-    _checks.check_indices(len(x), "[S]", x.device, columns)
-    arguments = (x, x0, samples, *columns.values(), num_nodes)
+    columns = (ended_sample, ended_reason, ended_known, admitted_sample)
+    names = ("ended_sample", "ended_reason", "ended_known", "admitted_sample")
+    _checks.check_indices(len(x), "[S]", x.device, dict(zip(names, columns, strict=True)))
     if resolve(backend, x) == "triton":
         from ctd_engine.ops.turn_over.kernel import turn_over_triton_
 
-        turn_over_triton_(*arguments)
+        turn_over_triton_(x, x0, samples, *columns, num_nodes)
     else:
-        turn_over_reference_(*arguments)
+        turn_over_reference_(x, x0, samples, *columns, num_nodes)
