@@ -111,6 +111,11 @@ def compile_cuda(nvcc: str, target: Path, include_dirs: list[str]) -> None:
     """Machine code for every architecture that this nvcc knows, and PTX for those after it."""
     done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch}" in done.stdout.split()]
+    if not known:
+        raise SystemExit(
+            f"ctd_engine: {nvcc} knows none of the architectures {list(CUDA_ARCHITECTURES)}; put a "
+            "newer one on the PATH, or leave the CUDA part out with CTD_BUILD_CUDA=0"
+        )
     codes = [(number, f"sm_{number}") for number in known]
     codes.append((known[-1], f"compute_{known[-1]}"))
     command = [nvcc, "-std=c++17", "-O3", "--threads", str(len(known)), "-Xcompiler"]

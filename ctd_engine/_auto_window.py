@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time as _time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 from ctd_engine._graphs import GraphedCalls
 from ctd_engine._request import Request
+from ctd_engine._resident import row_buckets
 from ctd_engine._rounds import RoundSettings
 from ctd_engine._row_times import RoundTimes, RowTimes, cached_for, measure_rows
 from ctd_engine.denoiser import Denoiser, Model
@@ -21,17 +23,24 @@ from ctd_engine.window_plan import WindowPlan, advance, plan
 __all__ = ["follow", "make_plan"]
 
 # rounds of a probe of the sampler's own work, and points of its window
-PROBED_ROUNDS, PROBED_POINTS = 5, 32
-# how far above its first length a window may grow while it follows its sample's advance
+PROBED_ROUNDS, PROBED_POINTS = 9, 32
+# how far above its first length a window may grow while it follows its sample's advance, where
+# rows are counted before a round; where they are bounded beforehand, growth would be padding
 GROWTH = 2
-
+# ratios of window to advance are rounded, so that runs of one kind use the same buffers again
+RATIO_STEPS = 4
 
 # runs a request with settings until its callback says stop
 Run = Callable[[Request, RoundSettings, Callback], object]
 
 
 def make_plan(
-    model: Model, request: Request, settings: RoundSettings, reach: float, run: Run
+    model: Model,
+    request: Request,
+    settings: RoundSettings,
+    reach: float,
+    is_resident: bool,
+    run: Run,
 ) -> WindowPlan:
     """The predicted cost of every window size for this request; `run` is what will run it."""
     key = (
@@ -44,9 +53,15 @@ def make_plan(
         settings.max_rows,
         settings.table.order,
         settings.table.is_stochastic,
+        settings.graphs.is_on,
         request.denoiser.signature,
         torch.get_num_threads(),
     )
+    buckets = row_buckets(settings.max_rows)
+
+    def padded(rows: int) -> int:
+        return next(bucket for bucket in buckets if bucket >= rows) if is_resident else rows
+
     times = cached_for(model, key, lambda: _measure(request, settings, run))
     return plan(
         times,
@@ -54,17 +69,25 @@ def make_plan(
         num_nodes=settings.table.num_nodes,
         max_rows=settings.max_rows,
         reach=reach,
+        padded=padded,
     )
 
 
-def follow(settings: RoundSettings, chosen: WindowPlan) -> RoundSettings:
+def follow(settings: RoundSettings, chosen: WindowPlan, is_resident: bool) -> RoundSettings:
     """Settings whose windows begin as planned and then follow each sample's own advance."""
     first = chosen.best.window_size
     if first == 1:
         return replace(settings, window_size=1, first_window=1, window_ratio=0)
-    most = min(GROWTH * first, settings.table.num_nodes, settings.max_rows)
-    ratio = round(256 * first / advance(first, chosen.reach))
-    return replace(settings, window_size=most, first_window=first, window_ratio=max(ratio, 256))
+    growth = 1 if is_resident else GROWTH
+    most = min(growth * first, settings.table.num_nodes, settings.max_rows)
+    ratio = first / advance(first, chosen.reach)
+    steps = round(RATIO_STEPS * math.log2(ratio))
+    return replace(
+        settings,
+        window_size=most,
+        first_window=first,
+        window_ratio=max(256, round(256 * 2 ** (steps / RATIO_STEPS))),
+    )
 
 
 def _measure(request: Request, settings: RoundSettings, run: Run) -> RoundTimes:
@@ -84,32 +107,34 @@ def _model_times(request: Request, settings: RoundSettings) -> RowTimes:
     def call(rows: int) -> object:
         return request.denoiser(x[:rows], t[:rows], samples[:rows])
 
-    calls = GraphedCalls(call, settings.device, settings.use_graphs)
+    calls = GraphedCalls(call, settings.device, settings.graphs)
     return measure_rows(calls, settings.max_rows, settings.device)
 
 
 def _own_work(request: Request, settings: RoundSettings, run: Run) -> tuple[float, float, float]:
     """Seconds of a round without the model: fixed, per point of the window, per row."""
     length = min(PROBED_POINTS, settings.table.num_nodes, settings.max_rows)
-    count = min(request.num_samples, max(1, settings.max_rows // length))
+    count = max(2, min(8, settings.max_rows // length))
     one = _probe(request, settings, run, 1, 1)
     if length == 1:
         return one, 0.0, 0.0
     window = _probe(request, settings, run, 1, length)
-    windows = _probe(request, settings, run, count, length) if count > 1 else window
-    per_row = max(0.0, windows - window) / (max(count - 1, 1) * length)
+    windows = _probe(request, settings, run, count, length)
+    per_row = max(0.0, windows - window) / ((count - 1) * length)
     per_point = max(0.0, (window - one) / (length - 1) - per_row)
     return one, per_point, per_row
 
 
-def _silent(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(x)
+def _restless(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    # costs next to nothing, and its answers never settle, so that every round is a whole one
+    return torch.sin(40.0 * x)
 
 
 def _probe(request: Request, settings: RoundSettings, run: Run, count: int, length: int) -> float:
     """The shortest of some rounds with a model that costs nothing."""
-    silent = Denoiser(_silent, request.shape, count, None, None, None)
-    noise = CounterNoise(request.seeds[:count], request.num_elements, settings.device)
+    restless = Denoiser(_restless, request.shape, count, None, None, None)
+    seeds = list(range(count))
+    noise = CounterNoise(seeds, request.num_elements, settings.device)
     times: list[float] = []
 
     def callback(told: RoundProgress) -> bool:
@@ -120,16 +145,17 @@ def _probe(request: Request, settings: RoundSettings, run: Run, count: int, leng
         replace(
             request,
             num_samples=count,
-            seeds=request.seeds[:count],
+            seeds=seeds,
             noise=noise,
             x_init=None,
-            denoiser=silent,
+            denoiser=restless,
         ),
         replace(
             settings,
             window_size=length,
             first_window=length,
             window_ratio=0,
+            tolerance=0.0,
             max_rows=max(settings.max_rows, count * length),
             lockstep=False,
         ),

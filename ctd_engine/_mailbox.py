@@ -36,5 +36,6 @@ class Mailbox:
         """Copy `number`, once it is there."""
         place = number % len(self._copies)
         if self._is_cuda:
+            # sync: the host learns late, with another round already enqueued
             self._events[place].synchronize()
         return self._copies[place].numpy().copy()

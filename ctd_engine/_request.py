@@ -148,6 +148,8 @@ class SamplerBase:
         self.dtype = dtype
         self.model_dtype = model_dtype or dtype
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None and torch.cuda.is_available():
+            self.device = torch.device("cuda", torch.cuda.current_device())
 
     def _request(
         self,

@@ -7,11 +7,13 @@ the device works on this one. On a CUDA device a round is one graph per number o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from ctd_engine._graphs import GraphedCalls
+from ctd_engine._graphs import GraphedCalls, GraphSwitch
 from ctd_engine._mailbox import Mailbox
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore
@@ -46,7 +48,7 @@ class ResidentRounds:
         window_size: the longest window.
         max_rows: rows of a round at most.
         model_dtype: of the model's input.
-        use_graphs: record the rounds of a size in a CUDA graph.
+        switch: whether the rounds of a size are recorded in a CUDA graph.
     """
 
     request: Request
@@ -55,17 +57,19 @@ class ResidentRounds:
     window_size: int
     max_rows: int
     model_dtype: torch.dtype
-    use_graphs: bool
+    switch: GraphSwitch
     samples: torch.Tensor = field(init=False)
+    num_rows_run: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         # a sample's start until it ends, its result after that
         self.samples = self.request.starts()
-        self._run_round = GraphedCalls(self._round, self.store.x.device, self.use_graphs)
+        self._run_round = GraphedCalls(self._round, self.store.x.device, self.switch)
         self._mailbox = Mailbox(self.scheduler.state, LOOKAHEAD + 1)
         self._buckets = row_buckets(self.max_rows)
         self._enqueued = self._known = 0
         self.latest = self._begin()
+        self._moved = np.ones_like(self.latest.start)
 
     def restart(self, request: Request) -> None:
         """Begin anew with another request of the same form; buffers and graphs stay."""
@@ -73,6 +77,7 @@ class ResidentRounds:
         self.samples.copy_(request.starts())
         self._enqueued = self._known = 0
         self.latest = self._begin()
+        self._moved = np.ones_like(self.latest.start)
 
     def _begin(self) -> Snapshot:
         self.scheduler.begin()
@@ -87,7 +92,7 @@ class ResidentRounds:
         """The state after one more round; None when every sample has ended.
 
         Keeps the device busy: while the outcome of a round is awaited the next one is enqueued,
-        unless the awaited one may be the last.
+        unless the awaited one is likely to be the last. A round too many moves nothing.
         """
         if self.latest.num_active == 0:
             return None
@@ -96,22 +101,29 @@ class ResidentRounds:
             if ahead > 0 and self._may_end():
                 break
             self._enqueue(self._rows_needed(ahead))
+        return self._advance()
+
+    def drain(self) -> Iterator[Snapshot]:
+        """The states after the rounds that are enqueued; the rings are then in the last one."""
+        while self._known < self._enqueued:
+            yield self._advance()
+
+    def _advance(self) -> Snapshot:
+        before = self.latest
         self._known += 1
         self.latest = self._read(self._known)
+        stays = before.sample == self.latest.sample
+        self._moved = np.where(stays, self.latest.start - before.start, 1)
         return self.latest
 
-    def drain(self) -> None:
-        """Wait for what was enqueued; `latest` is then the state that the rings are in."""
-        while self._known < self._enqueued:
-            self._known += 1
-            self.latest = self._read(self._known)
-
     def _may_end(self) -> bool:
-        """Whether the next round may be the last, if no sample diverges or runs out of rounds."""
+        """Whether the next round is likely to be the last."""
         now = self.latest
         is_active = now.sample >= 0
-        ends = (now.start + now.length)[is_active]
-        return now.num_waiting == 0 and bool((ends >= self.store.num_nodes).all())
+        # a window may reach the last node long before it converges there: twice its last move
+        likely = np.minimum(now.length, 2 * self._moved)
+        is_last = (now.start + likely)[is_active] >= self.store.num_nodes
+        return now.num_waiting == 0 and bool(is_last.all())
 
     def _rows_needed(self, ahead: int) -> int:
         """The smallest bucket that holds whatever the device may want."""
@@ -121,6 +133,7 @@ class ResidentRounds:
 
     def _enqueue(self, rows: int) -> None:
         self._run_round(rows)
+        self.num_rows_run += rows
         self._enqueued += 1
         self._mailbox.post(self._enqueued)
 

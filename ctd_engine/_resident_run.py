@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ctd_engine import _ext
+from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
 from ctd_engine._rounds import Outcome, RoundSettings, first_length, make_store, num_slots_for
@@ -87,7 +88,7 @@ def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
         max_rows=settings.max_rows,
         model_dtype=settings.model_dtype,
         # what a callable does besides launches would not happen again in a replay
-        use_graphs=settings.use_graphs and not isinstance(own.noise, CallableNoise),
+        switch=GraphSwitch(False) if isinstance(own.noise, CallableNoise) else settings.graphs,
     )
 
 
@@ -109,7 +110,7 @@ def run_resident(
     is_reusable = form is not None and isinstance(request.noise, CounterNoise)
     rounds = kept.take(key, request, settings) if is_reusable else make_rounds(request, settings)
     history: list[RoundRecord] = []
-    evaluations = 0
+    evaluations, rows_before = 0, rounds.num_rows_run
     is_cancelled = False
     bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
     with bar:
@@ -122,7 +123,11 @@ def run_resident(
             bar.update(done - bar.n)
             told = RoundProgress(len(history), evaluations, after.num_finished, num_samples)
             is_cancelled = callback is not None and callback(told) is True
-    rounds.drain()
+    for after in rounds.drain():
+        if plan.num_rows > 0:
+            history.append(_record(plan))
+            evaluations += plan.num_rows
+        plan = after
     samples = rounds.samples.clone()
     ends = rounds.latest.finished
     if is_cancelled:
@@ -133,6 +138,7 @@ def run_resident(
         history,
         evaluations,
         rounds.store.state_bytes,
+        rounds.num_rows_run - rows_before - evaluations,
     )
     if is_reusable:
         kept.put(key, rounds)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore, to_windows
 from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
@@ -56,7 +57,7 @@ class RoundSettings:
     device: torch.device
     backend: str | None
     scheduler_backend: str | None
-    use_graphs: bool
+    graphs: GraphSwitch
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Outcome:
     history: list[RoundRecord]
     evaluations: int
     state_bytes: int
+    padding_rows: int = 0
 
 
 def num_slots_for(settings: RoundSettings, num_samples: int) -> int:

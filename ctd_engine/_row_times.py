@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 
+from ctd_engine._graphs import recording
+
 __all__ = ["RoundTimes", "RowTimes", "cached_for", "measure_rows"]
 
 # a doubling of the rows that takes this much longer, twice in a row, goes on like that
 LINEAR = 1.75
 # calls of one size: enough to drop a disturbed one, few where a call is long
 REPEATS, LONG_CALL_S = 3, 0.25
+# on a GPU: the first run, one that looks for waits, and the recording
+WARM_UPS_ON_CUDA = 3
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,8 @@ class RoundTimes:
     per_point_s: float
     per_row_s: float
 
-    def __call__(self, num_windows: float, length: float) -> float:
-        """Seconds of a round of so many windows of so many points."""
-        rows = num_windows * length
+    def __call__(self, rows: float, length: float) -> float:
+        """Seconds of a round of so many rows, in windows of so many points."""
         own = self.fixed_s + self.per_point_s * length + self.per_row_s * rows
         return self.model(rows) + own
 
@@ -63,14 +66,17 @@ def measure_rows(call: Callable[[int], object], max_rows: int, device: torch.dev
     def seconds(rows: int) -> float:
         wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
         best = float("inf")
-        # the first call of a size may set things up
-        for repeat in range(REPEATS + 1):
-            wait(device)  # sync: a measurement, made once per model
-            begin = _time.perf_counter()
+        # what the first calls set up, compile or record does not count
+        for _ in range(WARM_UPS_ON_CUDA if device.type == "cuda" else 1):
             call(rows)
-            wait(device)
+        for _ in range(REPEATS):
+            with recording:
+                wait(device)  # sync: a measurement, made once per model
+                begin = _time.perf_counter()
+                call(rows)
+                wait(device)
             taken = _time.perf_counter() - begin
-            best = min(best, taken) if repeat > 0 or taken > LONG_CALL_S else best
+            best = min(best, taken)
             if taken > LONG_CALL_S:
                 break
         return best
@@ -88,7 +94,7 @@ def _nothing(_: torch.device) -> None:
     pass
 
 
-_lock = threading.Lock()
+_lock, _measuring = threading.Lock(), threading.Lock()
 _of_models: weakref.WeakKeyDictionary[Any, dict[Hashable, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -100,7 +106,9 @@ def cached_for(model: object, key: Hashable, make: Callable[[], RoundTimes]) -> 
     except TypeError:
         # an object that cannot be referred to weakly, or has no hash
         return make()
-    if key not in known:
-        known[key] = make()
-    found: RoundTimes = known[key]
+    # one at a time: two measurements would disturb each other
+    with _measuring:
+        if key not in known:
+            known[key] = make()
+        found: RoundTimes = known[key]
     return found

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ctd_engine._graphs import recording
+
 __all__ = ["Denoiser", "Model"]
 
 logger = logging.getLogger("ctd_engine")
@@ -132,14 +134,19 @@ class Denoiser:
             return None
         weights = (*self._model.parameters(), *self._model.buffers())
         places = tuple((weight.data_ptr(), weight.dtype) for weight in weights)
-        modes = tuple(module.training for module in self._model.modules())
+        plain = tuple(
+            (name, value if isinstance(value, (bool, int, float, str)) else id(value))
+            for module in self._model.modules()
+            for name, value in vars(module).items()
+        )
+        cast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         others = tuple(
-            (name, id(value))
+            (name, value if isinstance(value, (bool, int, float, str)) else id(value))
             for cond in (self._cond, self._null or {})
             for name, value in sorted(cond.items())
             if not isinstance(value, torch.Tensor)
         )
-        return self.signature, self._scale, others, places, modes
+        return self.signature, self._scale, others, places, plain, cast
 
     @property
     def signature(self) -> Hashable:
@@ -197,7 +204,8 @@ class Denoiser:
             )
         self._most_rows = rows // 2
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with recording:
+                torch.cuda.empty_cache()
 
     def _evaluate(
         self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor

@@ -57,7 +57,8 @@ class SampleStats:
     `rounds` counts batched model calls (with guidance both halves ride in one call),
     `evaluations` the model rows in them, `wall_time_s` everything from the call to the return.
     `state_bytes` are held from the first round to the last, whatever the number of steps. `plan` is
-    what `window_size="auto"` predicted before it chose.
+    what `window_size="auto"` predicted before it chose. `padding_rows` went through the model
+    beside the evaluations, where the size of a batch had to be fixed before its rows were known.
     """
 
     rounds: int
@@ -68,6 +69,7 @@ class SampleStats:
     state_bytes: int
     window_history: list[RoundRecord] = field(default_factory=list)
     plan: WindowPlan | None = None
+    padding_rows: int = 0
 
 
 @dataclass(frozen=True)

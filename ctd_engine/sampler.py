@@ -6,6 +6,7 @@ import logging
 import time as _time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from ctd_engine import _checks
 from ctd_engine._auto_window import follow, make_plan
+from ctd_engine._graphs import GraphSwitch
 from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
@@ -71,7 +73,8 @@ class ParallelSampler(SamplerBase):
             "cpp" or "python".
         cuda_graphs: record the rounds on a CUDA device, with the model in them, and replay them. A
             model whose calls do more than launch kernels, such as one that caches or counts in
-            Python, needs False. Recordings of a `torch.nn.Module` serve later calls too.
+            Python, needs False. Recordings of a `torch.nn.Module` serve later calls too, as long
+            as its weights stay where they are and its plain attributes are the same objects.
         solver_options: further arguments of the solver, such as {"eta": 1.0}.
 
     Raises:
@@ -152,9 +155,12 @@ class ParallelSampler(SamplerBase):
             device=self.device,
             backend=backend,
             scheduler_backend=scheduler_backend,
-            use_graphs=bool(cuda_graphs),
+            graphs=GraphSwitch(bool(cuda_graphs)),
         )
         self._is_resident = self._can_be_resident()
+        if not self._is_resident:
+            # rounds that wait for the host cannot be recorded
+            self._settings = replace(self._settings, graphs=GraphSwitch(False))
         self._kept = KeptRounds()
         self._reach = expected_reach(nodes, self._settings.tolerance)
         self._has_told = False
@@ -210,9 +216,12 @@ class ParallelSampler(SamplerBase):
         request = self._request(num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
         with torch.inference_mode(), self._on_device():
             chosen = self._plan(request) if self.window_size == "auto" else None
-            settings = self._settings if chosen is None else follow(self._settings, chosen)
+            settings = self._settings
+            if chosen is not None:
+                settings = follow(settings, chosen, self._is_resident)
             outcome = self._run(request, settings, self._kept, progress, callback)
-        self._reach = observed_reach(outcome.history) or self._reach
+        if chosen is not None:
+            self._reach = observed_reach(outcome.history) or self._reach
         cost = request.denoiser.evaluations_per_row
         stats = SampleStats(
             rounds=len(outcome.history),
@@ -223,6 +232,7 @@ class ParallelSampler(SamplerBase):
             state_bytes=outcome.state_bytes,
             window_history=outcome.history,
             plan=chosen,
+            padding_rows=outcome.padding_rows,
         )
         reasons = [REASONS[end.reason] for end in outcome.ends]
         return request.result(outcome.samples, stats, reasons)
@@ -266,6 +276,7 @@ class ParallelSampler(SamplerBase):
             request,
             self._settings,
             self._reach,
+            self._is_resident,
             # buffers of a measurement are not kept for samples
             lambda r, s, callback: self._run(r, s, KeptRounds(), False, callback),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ctd_engine._row_times import RoundTimes
@@ -82,7 +83,13 @@ def window_sizes(most: int) -> list[int]:
 
 
 def plan(
-    times: RoundTimes, *, num_samples: int, num_nodes: int, max_rows: int, reach: float
+    times: RoundTimes,
+    *,
+    num_samples: int,
+    num_nodes: int,
+    max_rows: int,
+    reach: float,
+    padded: Callable[[int], int] = int,
 ) -> WindowPlan:
     """Predict the wall time of every window size.
 
@@ -92,6 +99,7 @@ def plan(
         num_nodes: N.
         max_rows: rows of one round.
         reach: see `advance`.
+        padded: the rows that go through the model where so many are wanted.
     """
     options = []
     for size in window_sizes(min(num_nodes, max_rows)):
@@ -100,11 +108,12 @@ def plan(
         # the first round of a sample evaluates its first node alone
         rounds = 1 + (num_nodes - 1) / advance(length, reach)
         waves = num_samples / at_once
-        seconds = times(at_once, length)
+        rows = padded(math.ceil(at_once * length))
+        seconds = times(rows, length)
         options.append(
             WindowOption(
                 window_size=size,
-                rows=round(at_once * length),
+                rows=rows,
                 rounds=rounds * waves,
                 evaluations=rounds * length if size > 1 else num_nodes,
                 round_time_s=seconds,

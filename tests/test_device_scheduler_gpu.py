@@ -39,8 +39,8 @@ LARGE = dict(
 
 @contextmanager
 def no_waiting():
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -176,6 +176,8 @@ def test_sanitizer_finds_nothing(tool):
         text=True,
         check=False,
         cwd=Path(__file__).parent,
+        # in torch's cached blocks an address too far is still inside
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "0 errors" in done.stdout or "0 hazards" in done.stdout, done.stdout[-3000:]

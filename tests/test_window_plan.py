@@ -69,7 +69,7 @@ def test_measuring_stops_where_time_is_linear(monkeypatch, seconds, sizes):
     assert times.seconds == pytest.approx([1e-3 * seconds(rows) for rows in sizes])
 
 
-def test_a_long_call_is_made_once(monkeypatch):
+def test_a_long_call_is_measured_once(monkeypatch):
     now = 0.0
 
     def call(rows):
@@ -78,7 +78,20 @@ def test_a_long_call_is_made_once(monkeypatch):
 
     monkeypatch.setattr(_row_times._time, "perf_counter", lambda: now)
     assert measure_rows(call, 64, CPU) == RowTimes((1, 2, 4), (10.0, 20.0, 40.0))
-    assert now == 70.0
+    # after one call that warms up
+    assert now == 140.0
+
+
+def test_a_cold_start_is_not_a_measurement(monkeypatch):
+    now, is_cold = 0.0, True
+
+    def call(rows):
+        nonlocal now, is_cold
+        now += 0.4 * is_cold + 1e-3 * rows
+        is_cold = False
+
+    monkeypatch.setattr(_row_times._time, "perf_counter", lambda: now)
+    assert measure_rows(call, 64, CPU).seconds == pytest.approx((1e-3, 2e-3, 4e-3))
 
 
 def test_prediction_of_every_window():
@@ -103,6 +116,15 @@ def test_more_samples_than_fit_go_in_waves():
     (of_32,) = (o for o in predicted.options if o.window_size == 32)
     assert of_32.rows == 64
     assert of_32.rounds == pytest.approx(4 * (1 + 99 / advance(32, 30.0)))
+
+
+def test_padding_costs_as_much_as_rows():
+    def padded(rows):
+        return 1 << (rows - 1).bit_length()
+
+    predicted = plan(LINEAR, num_samples=3, num_nodes=99, max_rows=64, reach=9.0, padded=padded)
+    assert [o.rows for o in predicted.options[:4]] == [4, 8, 16, 16]
+    assert [o.round_time_s for o in predicted.options[:4]] == [4.0, 8.0, 16.0, 16.0]
 
 
 def test_sequential_where_every_row_costs_the_same():
@@ -146,13 +168,19 @@ def test_settings_that_follow_a_plan(monkeypatch):
     with_times(monkeypatch, FLAT)
     sampler = auto()
     chosen = sampler.plan()
-    settings = follow(sampler._settings, chosen)
+    settings = follow(sampler._settings, chosen, is_resident=False)
     first = chosen.best.window_size
     assert settings.first_window == first
     assert settings.window_size == min(2 * first, 60)
-    assert settings.window_ratio == round(256 * first / advance(first, chosen.reach)) >= 256
+    ratio = first / advance(first, chosen.reach)
+    assert settings.window_ratio / 256 == pytest.approx(ratio, rel=2 ** (1 / 8) - 1)
+    # a little more or less reach makes no new kind of run
+    near = follow(sampler._settings, replace(chosen, reach=chosen.reach * 1.01), False)
+    assert near == settings
+    # growth would be padding
+    assert follow(sampler._settings, chosen, is_resident=True).window_size == first
     alone = replace(chosen, options=chosen.options[:1])
-    settings = follow(sampler._settings, alone)
+    settings = follow(sampler._settings, alone, is_resident=False)
     assert (settings.window_size, settings.window_ratio) == (1, 0)
 
 

@@ -103,6 +103,8 @@ def sample(
         f"{stats.evaluations / num_samples:.0f} evaluations per sample, {stats.wall_time_s:.1f} s\n"
         f"{statistics}: statistics"
     )
+    if stats.plan is not None:
+        text += f"\nwindow, chosen from measured times: {stats.plan.best.window_size} points"
     bad = sum(reason is not StopReason.CONVERGED for reason in result.stop_reasons)
     if bad:
         text += f"\n{bad} samples did not converge; the reasons are in {statistics}"
@@ -147,6 +149,7 @@ def _statistics(result: SampleResult, out: Path) -> dict[str, Any]:
         "evaluations": stats.evaluations,
         "wall_time_s": stats.wall_time_s,
         "state_bytes": stats.state_bytes,
+        "planned_window": None if stats.plan is None else stats.plan.best.window_size,
         "rounds_per_sample": stats.rounds_per_sample.tolist(),
         "evaluations_per_sample": stats.evaluations_per_sample.tolist(),
         "stop_reasons": [reason.name for reason in result.stop_reasons],
