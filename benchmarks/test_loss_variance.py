@@ -1,87 +1,162 @@
-"""Common against independent random numbers in the contrastive loss: spread and time per draw.
+"""Standard error of delta at equal model evaluations: independent draws, common, and alpha | zeta.
 
-Four-dimensional Gaussian data with the exact denoiser; alpha from the data's covariance spectrum,
-cut at 4 scales; points of p_zeta. Independent draws are the published form of the estimator.
+Gaussian data with the exact denoiser, no training. The variances of its directions are spread
+evenly in their logarithm, from 1 to 0.001 and in 64 dimensions over three other ranges; alpha is a
+logistic, from that spectrum or the default one, cut at 4 or 3 scales. Independent draws are the
+published form of the estimator.
 `pytest benchmarks/test_loss_variance.py --benchmark-only -s` prints the table.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from ctd_engine import schedules
-from ctd_engine._contrast import Contrast
-from ctd_engine.logsnr_distributions import logistic_from_data
+from ctd_engine._contrast import DEFAULT_ALPHA, Contrast
+from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
 
-NUM_POINTS, NUM_DRAWS = 64, 4096
-ZETAS = (0.0, 3.0, 8.0)
-VARIANCES = torch.tensor([0.2, 0.5, 1.0, 2.0], dtype=torch.float64)
-
-_spread: dict[tuple[float, bool], float] = {}
-
-
-def exact_model(x: Tensor, t: Tensor) -> Tensor:
-    """Exact noise prediction for N(0, diag(VARIANCES)), told the log-SNR."""
-    signal, noise = torch.sigmoid(t)[:, None], torch.sigmoid(-t)[:, None]
-    return noise.sqrt() * x / (signal * VARIANCES + noise)
-
-
-def log_ratio(z: Tensor, zeta: float) -> Tensor:
-    """Closed form of delta."""
-    signal = torch.sigmoid(torch.tensor(zeta, dtype=torch.float64))
-    noised = signal * VARIANCES + 1.0 - signal
-    return 0.5 * (z**2 / VARIANCES - z**2 / noised + torch.log(VARIANCES / noised)).sum(1)
+NUM_POINTS = 64
+# by dimension: as many as take some seconds
+NUM_DRAWS = {2: 8192, 64: 1024, 3072: 64}
+MOST_ELEMENTS = 2_000_000
+# decimal logarithms of the largest and smallest variance; alpha | zeta was chosen on the first
+SPECTRA = ((0, -3), (1, -4), (0, -1), (2, -2))
+CASES = [(SPECTRA[0], size) for size in NUM_DRAWS] + [(range_, 64) for range_ in SPECTRA[1:]]
+ZETAS = (0.0, 3.0, 6.0, 10.0, 15.0)
+FORMS: dict[str, dict[str, bool]] = {
+    "independent": {"common_random_numbers": False},
+    "common": {},
+    "given zeta": {"alpha_given_zeta": True},
+}
 
 
-@pytest.mark.parametrize("common", [True, False], ids=["common", "independent"])
+Spectrum = tuple[int, int]
+
+
+class Row(NamedTuple):
+    exact: float  # mean of delta over the points, closed form
+    mean: dict[str, float]
+    spread: dict[str, float]  # standard error at 2 evaluations, that is of one draw
+
+
+_rows: dict[tuple[str, Spectrum, int, str, float], Row] = {}
+
+
+def variances(spectrum: Spectrum, num_dimensions: int) -> Tensor:
+    return torch.logspace(*spectrum, num_dimensions, dtype=torch.float64)
+
+
+def exact_model(variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Exact noise prediction for N(0, diag(variance)), told the log-SNR."""
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        signal, noise = torch.sigmoid(t)[:, None], torch.sigmoid(-t)[:, None]
+        return noise.sqrt() * x / (signal * variance + noise)
+
+    return model
+
+
+def log_ratio(z: Tensor, variance: Tensor, zeta: float) -> Tensor:
+    """Closed form of delta; the variance of p_zeta less that of p keeps its digits."""
+    change = torch.sigmoid(torch.tensor(-zeta, dtype=torch.float64)) * (1.0 - variance) / variance
+    return 0.5 * (z**2 / variance * change / (1.0 + change) - torch.log1p(change)).sum(1)
+
+
+def alphas(variance: Tensor) -> dict[str, LogSNRDistribution]:
+    # `logistic_from_data` without the error of a finite number of samples
+    logs = variance.log()
+    scale = math.sqrt(1.0 + 3.0 * float(logs.var(correction=0)) / math.pi**2)
+    return {
+        "from data": TruncatedLogistic(-float(logs.mean()), scale, clip=4.0),
+        "default": DEFAULT_ALPHA,
+    }
+
+
+def draw_deltas(
+    contrast: Contrast,
+    variance: Tensor,
+    z: Tensor,
+    zeta: float,
+    form: str,
+    generator: torch.Generator,
+) -> Tensor:
+    """Single-draw estimates of delta at every point, `[K, n]`."""
+    num_dimensions = z.shape[1]
+    model = exact_model(variance)
+    num_draws = NUM_DRAWS[num_dimensions]
+    step = min(num_draws, max(1, MOST_ELEMENTS // (len(z) * num_dimensions)))
+    deltas = []
+    for _ in range(num_draws // step):
+        rows = z.repeat_interleave(step, 0)
+        levels = torch.full((len(rows),), zeta, dtype=torch.float64)
+        pairs = contrast.pairs(rows, levels, 1, generator, **FORMS[form])
+        out = model(pairs.query.input, pairs.query.time)
+        _, delta = contrast.reduce(pairs, out, torch.ones(len(rows)))
+        deltas.append(delta.view(len(z), step))
+    return torch.cat(deltas, 1)
+
+
 @pytest.mark.parametrize("zeta", ZETAS)
-def test_loss_variance(benchmark: Any, zeta: float, common: bool) -> None:
+@pytest.mark.parametrize("points", ["p", "p_zeta"])
+@pytest.mark.parametrize("spectrum, num_dimensions", CASES)
+@pytest.mark.parametrize("alpha", ["from data", "default"])
+def test_loss_variance(
+    benchmark: Any, alpha: str, spectrum: Spectrum, num_dimensions: int, points: str, zeta: float
+) -> None:
+    variance = variances(spectrum, num_dimensions)
     generator = torch.Generator().manual_seed(0)
-    data = torch.randn(20_000, 4, generator=generator, dtype=torch.float64) * VARIANCES.sqrt()
-    levels = torch.linspace(16.0, -16.0, 1000, dtype=torch.float64)
+    grid = torch.linspace(22.0, -22.0, 1000, dtype=torch.float64)
     contrast = Contrast(
-        schedules.from_alphas_cumprod(torch.sigmoid(levels)),
+        schedules.from_alphas_cumprod(torch.sigmoid(grid)),
         prediction="epsilon",
         time="logsnr",
         sigma_data=0.5,
-        alpha=logistic_from_data(data, clip=4.0),
+        alpha=alphas(variance)[alpha],
     )
-    signal = torch.sigmoid(torch.tensor(zeta, dtype=torch.float64))
-    noise = torch.randn(NUM_POINTS, 4, generator=generator, dtype=torch.float64)
-    z = signal.sqrt() * data[:NUM_POINTS] + (1.0 - signal).sqrt() * noise
-    rows = z.repeat_interleave(NUM_DRAWS, 0)
-    levels = torch.full((len(rows),), zeta, dtype=torch.float64)
+    shape = (2, NUM_POINTS, num_dimensions)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    z = noise[0] * variance.sqrt()
+    if points == "p_zeta":
+        signal = torch.sigmoid(torch.tensor(zeta, dtype=torch.float64))
+        z = signal.sqrt() * z + (1.0 - signal).sqrt() * noise[1]
 
-    def draw() -> Tensor:
-        pairs = contrast.pairs(rows, levels, 1, generator, common_random_numbers=common)
-        out = exact_model(pairs.query.input, pairs.query.time)
-        _, delta = contrast.reduce(pairs, out, torch.ones(len(rows)))
-        return delta.view(NUM_POINTS, NUM_DRAWS)
+    def measure() -> dict[str, Tensor]:
+        return {form: draw_deltas(contrast, variance, z, zeta, form, generator) for form in FORMS}
 
-    delta = benchmark.pedantic(draw, rounds=3, warmup_rounds=1)
-    spread = float(delta.var(1).mean().sqrt())
-    bias = float((delta.mean(1) - log_ratio(z, zeta)).mean())
-    # an estimator that is not correct gets no number: the cut leaves a bias below 0.1 here
-    assert abs(bias) < 0.1 + 4 * spread / (NUM_POINTS * NUM_DRAWS) ** 0.5
-    benchmark.extra_info.update(zeta=zeta, common=common, std_per_draw=spread, bias=bias)
-    _spread[zeta, common] = spread
-    if not common and (zeta, True) in _spread:
-        assert spread > _spread[zeta, True]
+    deltas = benchmark.pedantic(measure, rounds=1)
+    mean = {form: float(delta.mean()) for form, delta in deltas.items()}
+    spread = {form: float(delta.var(1).mean().sqrt()) for form, delta in deltas.items()}
+    exact = float(log_ratio(z, variance, zeta).mean())
+    # an estimator that is not correct gets no number: all three estimate one integral
+    for form in FORMS:
+        error = math.hypot(spread[form], spread["common"]) / math.sqrt(deltas[form].numel())
+        assert abs(mean[form] - mean["common"]) <= 5.0 * error, form
+    _rows[alpha, spectrum, num_dimensions, points, zeta] = Row(exact, mean, spread)
+    benchmark.extra_info.update(exact=exact, mean=mean, standard_error=spread)
+    most = 1.15 if spectrum == SPECTRA[0] else 1.35
+    assert spread["given zeta"] < most * spread["common"]
+    assert spread["common"] < spread["independent"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def table() -> Any:
     """Print what was measured once every case has run."""
     yield
-    complete = [zeta for zeta in ZETAS if (zeta, True) in _spread and (zeta, False) in _spread]
-    if not complete:
-        return
-    print("\n\n| zeta | std per draw, common | independent | variance ratio |\n|---|---|---|---|")
-    for zeta in complete:
-        common, independent = _spread[zeta, True], _spread[zeta, False]
-        ratio = (independent / common) ** 2
-        print(f"| {zeta:g} | {common:.3g} | {independent:.3g} | {ratio:,.0f} |")
+    print(
+        "\n\n| alpha | variances | D | points of | zeta | delta | independent | common "
+        "| alpha given zeta | variance, common / given zeta |\n|" + 10 * "---|"
+    )
+    for (alpha, (high, low), num_dimensions, points, zeta), row in _rows.items():
+        spread = row.spread
+        gain = (spread["common"] / spread["given zeta"]) ** 2
+        print(
+            f"| {alpha} | 1e{high}, 1e{low} | {num_dimensions} | {points} | {zeta:g} "
+            f"| {row.exact:.3g} | {spread['independent']:.3g} | {spread['common']:.3g} "
+            f"| {spread['given zeta']:.3g} | {gain:.2g} |"
+        )

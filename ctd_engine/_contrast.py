@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ctd_engine._proposal import GivenZeta
 from ctd_engine._rows import draw_device, draw_normal, per_row
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
@@ -45,7 +46,7 @@ class Draws:
     """Draws of log-SNR and noise for K points, n each."""
 
     logsnr: Tensor  # alpha_n, [K, n], fp64
-    weight: Tensor  # w_n = 1 / density(alpha_n), [K, n], fp64
+    weight: Tensor  # w_n = 1 / (density that alpha_n was drawn from), [K, n], fp64
     eps: Tensor  # [K, n, *shape]
     z: Tensor  # z_n, [K, n, *shape]
 
@@ -109,19 +110,30 @@ class Contrast:
             )
         # a model knows nothing about noise levels outside its schedule
         self.alpha = (alpha or DEFAULT_ALPHA).truncated(*schedule.logsnr_range)
+        self.given_zeta = GivenZeta(self.alpha)
         self.backend = backend
 
-    def draw(self, z: Tensor, num_draws: int, generator: torch.Generator | None) -> Draws:
-        """Draw alpha_n and eps_n for the points z and noise them."""
+    def draw(
+        self,
+        z: Tensor,
+        num_draws: int,
+        generator: torch.Generator | None,
+        zeta: Tensor | None = None,
+    ) -> Draws:
+        """Draw alpha_n and eps_n for the points z and noise them; alpha to suit zeta if given."""
         shape = (z.shape[0], num_draws)
         device = draw_device(z, generator)
-        logsnr = self.alpha.sample(shape, generator=generator, device=device)
+        if zeta is None:
+            logsnr = self.alpha.sample(shape, generator=generator, device=device)
+            density = self.alpha.density(logsnr)
+        else:
+            logsnr, density = self.given_zeta.sample(zeta.to(device), num_draws, generator)
         eps = draw_normal((*shape, *z.shape[1:]), z, generator)
         rows = eps.flatten(0, 1)
         signal = per_row(torch.sigmoid(logsnr).sqrt().flatten(), rows)
         noise = per_row(torch.sigmoid(-logsnr).sqrt().flatten(), rows)
         z_rows = signal * z.to(eps.dtype).repeat_interleave(num_draws, 0) + noise * rows
-        return Draws(logsnr, 1.0 / self.alpha.density(logsnr), eps, z_rows.view(eps.shape))
+        return Draws(logsnr, 1.0 / density, eps, z_rows.view(eps.shape))
 
     def query(self, z: Tensor, logsnr: Tensor) -> Query:
         """What to ask the model at rows z of a variance-preserving path, whatever its schedule."""
@@ -140,6 +152,7 @@ class Contrast:
         generator: torch.Generator | None,
         *,
         common_random_numbers: bool = True,
+        alpha_given_zeta: bool = False,
     ) -> Pairs:
         """Draw what tells p_zeta from p at points z.
 
@@ -149,13 +162,15 @@ class Contrast:
             num_draws: n.
             generator: source of the random numbers.
             common_random_numbers: use the same alpha_n and eps_n for both densities.
+            alpha_given_zeta: draw alpha_n to suit zeta.
 
         Returns:
             The draws, and the 2 K n rows to ask the model about: first every row at alpha_n, then
             every row at beta_n, point after point in both.
         """
-        first = self.draw(z, num_draws, generator)
-        second = first if common_random_numbers else self.draw(z, num_draws, generator)
+        given = zeta if alpha_given_zeta else None
+        first = self.draw(z, num_draws, generator, given)
+        second = first if common_random_numbers else self.draw(z, num_draws, generator, given)
         beta = noised_logsnr(zeta.to(second.logsnr.device)[:, None], second.logsnr)
         query = self.query(
             torch.cat([first.z.flatten(0, 1), second.z.flatten(0, 1)]),

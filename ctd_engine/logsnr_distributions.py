@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -55,7 +56,7 @@ class LogSNRDistribution(ABC):
                 f"{self.clip} leave nothing between low = {self.low} and high = {self.high}; "
                 "choose loc and clip so that they reach into that range"
             )
-        if not self._mass()[1] > self._mass()[0]:
+        if not self._mass[1] > self._mass[0]:
             raise ValueError(
                 f"the log-SNR distribution has no mass between {low} and {high}: loc {self.loc} "
                 f"is too many scales ({self.scale}) away"
@@ -80,7 +81,7 @@ class LogSNRDistribution(ABC):
     ) -> Tensor:
         """Draw log-SNRs of the given shape, in fp64."""
         u = torch.rand(tuple(shape), generator=generator, device=device, dtype=torch.float64)
-        first, last = self._mass()
+        first, last = self._mass
         low, high = self.support
         # u = 0 is the only draw that an unbounded distribution would send to infinity
         u = (first + (last - first) * u).clamp_min(torch.finfo(torch.float64).tiny)
@@ -88,11 +89,12 @@ class LogSNRDistribution(ABC):
 
     def density(self, logsnr: Tensor) -> Tensor:
         """Probability density at `logsnr`, zero outside the support."""
-        first, last = self._mass()
+        first, last = self._mass
         low, high = self.support
         density = self._pdf((logsnr - self.loc) / self.scale) / (self.scale * (last - first))
         return torch.where((logsnr >= low) & (logsnr <= high), density, 0.0)
 
+    @cached_property
     def _mass(self) -> tuple[float, float]:
         ends = torch.tensor(self.support, dtype=torch.float64)
         first, last = self._cdf((ends - self.loc) / self.scale).tolist()

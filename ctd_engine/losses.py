@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveDiffusionLoss", "DenoisingLoss"]
 
 _DEFAULT_ZETA = TruncatedLogistic(10.5, 1.5, clip=3.0)
-# 2 rows for one sample in 8 are a quarter more rows; the rest up to half a step is overhead
-_SAMPLES_PER_POINT = 8
+# 2 rows for one sample in 10 are a fifth more rows; the rest up to half a step is overhead
+_SAMPLES_PER_POINT = 10
 
 
 class ContrastiveDiffusionLoss:
@@ -49,7 +49,7 @@ class ContrastiveDiffusionLoss:
     (0.03 for a batch of 128). From 0.01 to 0.1 helped in our trials with 2D data; 1 did harm.
 
     One call of the model evaluates B rows for the first term and 2 K n for the second: by default
-    1.25 times the rows of a `DenoisingLoss` (more for batches below 8, which have 1 point), and at
+    1.2 times the rows of a `DenoisingLoss` (more for batches below 10, which have 1 point), and at
     most 1.5 times its time. With `common_random_numbers` both densities see the same noise, so that
     what they have in common cancels; without, they are drawn separately, as in the published code.
 
@@ -59,7 +59,7 @@ class ContrastiveDiffusionLoss:
         time: what the model is told, as for `DenoisingLoss`.
         contrastive_weight: weight of the contrastive term; 0 leaves it out.
         num_points: K, how many samples of a batch the contrastive term uses, evenly spread over
-            it; None for an eighth of the batch, at least one.
+            it; None for a tenth of the batch, at least one.
         num_draws: n, draws of log-SNR and noise per point.
         zeta: distribution of the added noise's log-SNR; None for the paper's choice for images
             (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values.
@@ -67,6 +67,10 @@ class ContrastiveDiffusionLoss:
             paper's choice for CIFAR-10 (logistic, 4 and 4, on [-8, 16]). `logistic_from_data` finds
             one. It is cut to the schedule's range, outside of which the model knows nothing.
         common_random_numbers: draw alpha and eps once for both densities.
+        alpha_given_zeta: take half of the draws of alpha where they matter for the point's zeta.
+            For Gaussian data and zeta of 6 and more it divides the variance by 1.8 to 2.8 with an
+            alpha from the data, by 0.6 to 2.7 with the default one (docs/training.md). Without
+            common random numbers it has no effect.
         levels: noise levels of the denoising term, as for `DenoisingLoss`.
         sigma_data: standard deviation of the data, for "edm" only.
         backend: backend of `ops.contrastive_reduction`; None for the best one available.
@@ -89,6 +93,7 @@ class ContrastiveDiffusionLoss:
         zeta: LogSNRDistribution | None = None,
         alpha: LogSNRDistribution | None = None,
         common_random_numbers: bool = True,
+        alpha_given_zeta: bool = True,
         levels: str | LogSNRDistribution | None = None,
         sigma_data: float = 0.5,
         backend: str | None = None,
@@ -119,6 +124,7 @@ class ContrastiveDiffusionLoss:
         self.num_draws = num_draws
         self.zeta = _DEFAULT_ZETA if zeta is None else zeta
         self.common_random_numbers = common_random_numbers
+        self.alpha_given_zeta = alpha_given_zeta
         self.last: dict[str, Tensor] = {}
 
     @property
@@ -168,6 +174,8 @@ class ContrastiveDiffusionLoss:
             self.num_draws,
             generator,
             common_random_numbers=self.common_random_numbers,
+            # drawn apart, the errors of the two densities do not peak
+            alpha_given_zeta=self.alpha_given_zeta and self.common_random_numbers,
         )
         # one call: half the launches, and a DistributedDataParallel model wants no second one
         index = torch.cat(

@@ -97,9 +97,15 @@ def contrast_points(
     generator: torch.Generator,
     *,
     common_random_numbers: bool = True,
+    alpha_given_zeta: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss and delta of points, with one model call for them alone."""
     pairs = contrast.pairs(
-        z, zeta, num_draws, generator, common_random_numbers=common_random_numbers
+        z,
+        zeta,
+        num_draws,
+        generator,
+        common_random_numbers=common_random_numbers,
+        alpha_given_zeta=alpha_given_zeta,
     )
     return contrast.reduce(pairs, model(pairs.query.input, pairs.query.time), y)
