@@ -48,6 +48,6 @@ def test_empirical_data_of_either_width(std):
     assert exact.stats.rounds <= 60
     assert near.stats.rounds <= 30
     assert (near.samples - oracle.samples).square().mean().sqrt() <= 0.05
-    # every sample is an image with noise of this width around it
+    # every sample is an image with noise around it, less than the data's: the last step adds none
     nearest = torch.cdist(oracle.samples, digits()).min(1).values / 8
-    assert ((nearest > 0.7 * std) & (nearest < 1.3 * std)).all()
+    assert ((nearest > 0.5 * std) & (nearest < 1.1 * std)).all()
