@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ctd_engine._contrast import Contrast
+from ctd_engine._contrast import Contrast, Pairs, Query
 from ctd_engine._denoising import DenoisingLoss
 from ctd_engine._rows import (
     Model,
@@ -29,6 +30,21 @@ __all__ = ["ContrastiveDiffusionLoss", "DenoisingLoss"]
 _DEFAULT_ZETA = TruncatedLogistic(10.5, 1.5, clip=3.0)
 # 2 rows for one sample in 10 are a fifth more rows; the rest up to half a step is overhead
 _SAMPLES_PER_POINT = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The points of the contrastive term, and the rows to ask the model about."""
+
+    points: Tensor  # samples of the batch, [K]
+    index: Tensor  # the sample of each row, [2 K n]
+    pairs: Pairs
+    y: Tensor  # [K]
+
+    @property
+    def query(self) -> Query:
+        """The rows."""
+        return self.pairs.query
 
 
 class ContrastiveDiffusionLoss:
@@ -166,6 +182,33 @@ class ContrastiveDiffusionLoss:
             return denoising
         check_batch(x)
         rows = self.denoising.rows(x, generator)
+        asked = self.ask(x, generator)
+        # one call: half the launches, and a DistributedDataParallel model wants no second one
+        out = call_model(
+            model,
+            torch.cat([rows.input, asked.query.input]),
+            torch.cat([rows.time, asked.query.time]),
+            x.dtype,
+            repeat_cond(cond, torch.cat([torch.arange(len(x)), asked.index]), len(x)),
+        )
+        denoising = rows.loss(out[: len(x)])
+        contrastive = self.judge(asked, out[len(x) :]).mean() / x[0].numel()
+        self.last["denoising"] = denoising.detach()
+        return denoising + self.contrastive_weight * contrastive
+
+    def ask(self, x: Tensor, generator: torch.Generator | None) -> Asked:
+        """Draw the points of the contrastive term and what to ask the model about them.
+
+        Args:
+            x: data, `[B, *shape]`.
+            generator: source of all random numbers.
+
+        Returns:
+            2 K n rows of a model call.
+
+        Raises:
+            ValueError: for `num_points` > B.
+        """
         points = self._points(len(x))
         z, zeta, y = self._draw_points(x[points.to(x.device)], generator)
         pairs = self._contrast.pairs(
@@ -177,32 +220,21 @@ class ContrastiveDiffusionLoss:
             # drawn apart, the errors of the two densities do not peak
             alpha_given_zeta=self.alpha_given_zeta and self.common_random_numbers,
         )
-        # one call: half the launches, and a DistributedDataParallel model wants no second one
-        index = torch.cat(
-            [torch.arange(len(x)), points.repeat_interleave(self.num_draws).repeat(2)]
-        )
-        out = call_model(
-            model,
-            torch.cat([rows.input, pairs.query.input]),
-            torch.cat([rows.time, pairs.query.time]),
-            x.dtype,
-            repeat_cond(cond, index, len(x)),
-        )
-        denoising = rows.loss(out[: len(x)])
-        loss, delta = self._contrast.reduce(pairs, out[len(x) :], y)
-        delta = delta.detach()
-        cross_entropy = loss.mean()
-        contrastive = cross_entropy / x[0].numel()
+        return Asked(points, points.repeat_interleave(self.num_draws).repeat(2), pairs, y)
+
+    def judge(self, asked: Asked, out: Tensor) -> Tensor:
+        """L_CDL of every point, `[K]`, from the model's raw output; `last` gets its parts."""
+        loss, delta = self._contrast.reduce(asked.pairs, out, asked.y)
+        delta, cross_entropy = delta.detach(), loss.detach().mean()
         self.last = {
-            "denoising": denoising.detach(),
-            "contrastive": contrastive.detach(),
-            "cross_entropy": cross_entropy.detach(),
+            "contrastive": cross_entropy / out[0].numel(),
+            "cross_entropy": cross_entropy,
             "delta_mean": delta.mean(),
             # NaN for a single point: nothing is known then
             "delta_standard_error": (delta.var(correction=0) / (len(delta) - 1)).sqrt(),
-            "accuracy": (y.to(delta) * delta < 0).to(delta.dtype).mean(),
+            "accuracy": (asked.y.to(delta) * delta < 0).to(delta.dtype).mean(),
         }
-        return denoising + self.contrastive_weight * contrastive
+        return loss
 
     def _points(self, num_samples: int) -> Tensor:
         """Which samples the contrastive term uses, `[K]`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,10 @@ def test_two_halves_equal_the_whole(
 def _train_half(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    # a process that waits for a lost one must fail, not hang
+    limit = timedelta(seconds=60)
+    store.set_timeout(limit)
+    torch.distributed.init_process_group("gloo", None, limit, 2, rank, store)
     try:
         network = DistributedDataParallel(Network())
         with pytest.MonkeyPatch.context() as patch:
@@ -125,6 +130,7 @@ def _train_half(rank: int, folder: str) -> None:
             half = batch()[rank * WHOLE // 2 : (rank + 1) * WHOLE // 2]
             make_loss()(network, half).backward()
         torch.save(gradients(network), f"{folder}/{rank}.pt")
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
@@ -132,7 +138,15 @@ def _train_half(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, expected = whole_gradients(monkeypatch)
-    torch.multiprocessing.spawn(_train_half, args=(str(tmp_path),), nprocs=2)
+    # the name of the machine need not resolve
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    children = torch.multiprocessing.spawn(_train_half, (str(tmp_path),), 2, join=False)
+    limit = time.monotonic() + 120.0
+    while not children.join(timeout=5.0):
+        if time.monotonic() > limit:
+            for process in children.processes:
+                process.kill()
+            pytest.fail("the two processes did not end within 120 s")
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
 

@@ -1,0 +1,1 @@
+"""The losses and samplers in the shape of other projects."""
