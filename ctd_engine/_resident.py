@@ -67,23 +67,21 @@ class ResidentRounds:
         self._run_round = GraphedCalls(self._round, self.store.x.device, self.switch)
         self._mailbox = Mailbox(self.scheduler.state, LOOKAHEAD + 1)
         self._buckets = row_buckets(self.max_rows)
-        self._enqueued = self._known = 0
-        self.latest = self._begin()
-        self._moved = np.ones_like(self.latest.start)
+        self._begin()
 
     def restart(self, request: Request) -> None:
         """Begin anew with another request of the same form; buffers and graphs stay."""
         self.request.load(request)
         self.samples.copy_(request.starts())
-        self._enqueued = self._known = 0
-        self.latest = self._begin()
-        self._moved = np.ones_like(self.latest.start)
+        self._begin()
 
-    def _begin(self) -> Snapshot:
+    def _begin(self) -> None:
+        self._enqueued = self._known = 0
         self.scheduler.begin()
         self._turn_over()
         self._mailbox.post(0)
-        return self._read(0)
+        self.latest = self._read(0)
+        self._moved = np.ones_like(self.latest.start)
 
     def _read(self, number: int) -> Snapshot:
         return self.scheduler.read(self._mailbox.wait(number))

@@ -13,7 +13,7 @@ from ctd_engine import _ext
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
-from ctd_engine._rounds import Outcome, RoundSettings, first_length, make_store, num_slots_for
+from ctd_engine._rounds import Outcome, RoundSettings, make_store, num_slots_for, scheduler_sizes
 from ctd_engine.noise import CallableNoise, CounterNoise
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, RoundRecord
@@ -71,19 +71,7 @@ def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
     return ResidentRounds(
         own,
         make_store(own, settings, num_slots),
-        DeviceScheduler(
-            settings.device,
-            num_samples=own.num_samples,
-            num_nodes=settings.table.num_nodes,
-            window_size=settings.window_size,
-            first_window=settings.first_window,
-            window_ratio=settings.window_ratio,
-            max_rows=settings.max_rows,
-            num_slots=num_slots,
-            first_length=first_length(settings),
-            max_rounds=settings.max_rounds,
-            lockstep=settings.lockstep,
-        ),
+        DeviceScheduler(settings.device, **scheduler_sizes(settings, own.num_samples, num_slots)),
         window_size=settings.window_size,
         max_rows=settings.max_rows,
         model_dtype=settings.model_dtype,

@@ -12,17 +12,18 @@ from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore, to_windows
 from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
-from ctd_engine.scheduling import Finished, Scheduler, make_scheduler
+from ctd_engine.scheduling import Finished, make_scheduler
+from ctd_engine.scheduling.sizes import Sizes
 from ctd_engine.solvers import SolverTable
 
 __all__ = [
     "REASONS",
     "Outcome",
     "RoundSettings",
-    "first_length",
     "make_store",
     "num_slots_for",
     "run_rounds",
+    "scheduler_sizes",
 ]
 
 # the scheduler's codes, in its order
@@ -78,11 +79,6 @@ def num_slots_for(settings: RoundSettings, num_samples: int) -> int:
     return num_samples if settings.lockstep else min(num_samples, fitting)
 
 
-def first_length(settings: RoundSettings) -> int:
-    """Points of a sample's first window: a predicted guess needs an evaluation first."""
-    return 1 if settings.guess == "predicted" else settings.window_size
-
-
 def make_store(request: Request, settings: RoundSettings, num_slots: int) -> TrajectoryStore:
     """Rings for so many samples at a time."""
     return TrajectoryStore(
@@ -100,21 +96,21 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
     )
 
 
-def _scheduler(settings: RoundSettings, num_samples: int, num_slots: int) -> Scheduler:
-    s = settings
-    return make_scheduler(
-        num_samples=num_samples,
-        num_nodes=s.table.num_nodes,
-        window_size=s.window_size,
-        first_window=s.first_window,
-        window_ratio=s.window_ratio,
-        max_rows=s.max_rows,
-        num_slots=num_slots,
-        first_length=first_length(s),
-        max_rounds=s.max_rounds,
-        lockstep=s.lockstep,
-        backend=s.scheduler_backend,
-    )
+def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -> Sizes:
+    """Arguments of every window scheduler."""
+    return {
+        "num_samples": num_samples,
+        "num_nodes": settings.table.num_nodes,
+        "window_size": settings.window_size,
+        "max_rows": settings.max_rows,
+        "num_slots": num_slots,
+        # a predicted guess needs an evaluation first
+        "first_length": 1 if settings.guess == "predicted" else settings.window_size,
+        "max_rounds": settings.max_rounds,
+        "lockstep": settings.lockstep,
+        "window_ratio": settings.window_ratio,
+        "first_window": settings.first_window,
+    }
 
 
 def run_rounds(
@@ -128,7 +124,8 @@ def run_rounds(
     num_samples, nodes = request.num_samples, settings.table.num_nodes
     num_slots = num_slots_for(settings, num_samples)
     store = make_store(request, settings, num_slots)
-    scheduler = _scheduler(settings, num_samples, num_slots)
+    sizes = scheduler_sizes(settings, num_samples, num_slots)
+    scheduler = make_scheduler(**sizes, backend=settings.scheduler_backend)
     samples = request.empty_samples()
     ends: list[Finished] = []
     history: list[RoundRecord] = []
