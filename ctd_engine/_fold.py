@@ -48,19 +48,22 @@ def posterior_std(grid: Grid) -> Tensor:
 def fold(
     name: str,
     schedule: Schedule,
-    num_steps: int,
     grid: Grid,
     a: Tensor,
     b: Tensor,
     c: Tensor,
     *,
     error_scale: Tensor | None = None,
+    num_steps: int | None = None,
     prediction: str = "epsilon",
     time: str | None = None,
     clip_x0: float | None = None,
     sigma_data: float = 0.5,
 ) -> SolverTable:
-    """Write a recurrence in x0, with a, b [N, K] and c [N], in the model's raw output."""
+    """Write a recurrence in x0, with a, b [N, K] and c [N], in the model's raw output.
+
+    `num_steps` is the user's count where a step has more than one node.
+    """
     check_prediction(prediction, schedule)
     p, q, input_scale = data_coefficients(prediction, grid.alpha[:-1], grid.sigma[:-1], sigma_data)
     if time is None and prediction != "edm":
@@ -76,7 +79,7 @@ def fold(
     return SolverTable(
         name=name,
         prediction=prediction,
-        num_steps=num_steps,
+        num_steps=grid.num_steps if num_steps is None else num_steps,
         A=raw_a,
         B=raw_b,
         C=c,

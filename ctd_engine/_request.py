@@ -18,7 +18,7 @@ from ctd_engine.noise import (
     seeds_from,
 )
 from ctd_engine.result import SampleResult, SampleStats, StopReason
-from ctd_engine.schedules import Schedule
+from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.solvers import SolverTable
 
 __all__ = ["Request", "SamplerBase"]
@@ -107,7 +107,7 @@ class SamplerBase:
         shape: Sequence[int],
         schedule: Schedule | None = None,
         solver: str | SolverTable = "ddpm",
-        num_steps: int = 1000,
+        num_steps: int | Grid = 1000,
         prediction: str = "epsilon",
         time: str | None = None,
         clip_x0: float | None = None,

@@ -24,7 +24,7 @@ from ctd_engine._trajectory import GUESSES, METHODS
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
-from ctd_engine.schedules import Schedule
+from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.scheduling import BACKENDS
 from ctd_engine.solvers import SolverTable
 from ctd_engine.window_plan import WindowPlan
@@ -48,7 +48,7 @@ class ParallelSampler(SamplerBase):
         schedule: noise schedule, from `ctd_engine.schedules`.
         solver: a name from `ctd_engine.solvers`, or a `SolverTable`, which then also carries
             num_steps, prediction, time and clip_x0.
-        num_steps: solver steps N.
+        num_steps: solver steps N, or the nodes themselves, a `schedules.Grid`.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
         time: the model's time input: None (the schedule's own), "timestep", "logsnr", "sigma",
             "c_noise" or "flow".
@@ -88,7 +88,7 @@ class ParallelSampler(SamplerBase):
         shape: Sequence[int],
         schedule: Schedule | None = None,
         solver: str | SolverTable = "ddpm",
-        num_steps: int = 1000,
+        num_steps: int | Grid = 1000,
         prediction: str = "epsilon",
         time: str | None = None,
         clip_x0: float | None = None,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ctd_engine import _checks
+from ctd_engine._grid import Grid
 
 __all__ = [
     "Grid",
@@ -32,19 +33,6 @@ __all__ = [
     "linear_beta",
     "scaled_linear_beta",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """The nodes of a solver: alpha, sigma, logsnr [N + 1] and native model time [N], float64.
-
-    Node 0 is the noisiest; node N has sigma = 0, alpha = 1, logsnr = +inf and needs no time.
-    """
-
-    alpha: Tensor
-    sigma: Tensor
-    logsnr: Tensor
-    time: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +121,8 @@ class Schedule:
         times = self.times.to(logsnr.device)
         return torch.lerp(times[right - 1], times[right], fraction).to(logsnr.dtype)
 
-    def grid(self, num_steps: int) -> Grid:
-        """The N + 1 nodes of a solver with N = num_steps.
+    def grid(self, num_steps: int | Grid) -> Grid:
+        """The N + 1 nodes of a solver with N = num_steps, or the given nodes themselves.
 
         "vp": timesteps round(M - M i / N) - 1, found by index. "ve": Karras et al. 2022
         (arXiv 2206.00364), eq. 5. "flow": t linear from 1 to 0, then shifted.
@@ -142,6 +130,8 @@ class Schedule:
         Raises:
             ValueError: num_steps < 1, or more than the timesteps of a "vp" schedule.
         """
+        if isinstance(num_steps, Grid):
+            return num_steps
         num_steps = _checks.require_int("num_steps", num_steps, minimum=1)
         if self.kind == "vp":
             num_train = self.num_train_steps

@@ -48,7 +48,7 @@ def _one_step(eps_scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def ddim(
-    schedule: Schedule, num_steps: int, *, eta: float = 0.0, **options: Unpack[ModelOptions]
+    schedule: Schedule, num_steps: int | Grid, *, eta: float = 0.0, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12), for any schedule.
 
@@ -56,7 +56,7 @@ def ddim(
     standard deviation (eq. 16).
 
     Args:
-        schedule, num_steps: the grid of nodes.
+        schedule, num_steps: the grid of nodes; a `Grid` in place of a number gives them one by one.
         eta: 0 is the deterministic ODE solver, 1 is DDPM.
         options: see `ModelOptions`.
 
@@ -69,11 +69,11 @@ def ddim(
     grid = schedule.grid(num_steps)
     v = eta * posterior_std(grid)
     a, b = _one_step((grid.sigma[1:].square() - v.square()).clamp(min=0.0).sqrt(), grid)
-    return fold("ddim", schedule, num_steps, grid, a, b, v, **options)
+    return fold("ddim", schedule, grid, a, b, v, **options)
 
 
 def ddpm(
-    schedule: Schedule, num_steps: int, *, variance: str = "fixed_small", **options: Any
+    schedule: Schedule, num_steps: int | Grid, *, variance: str = "fixed_small", **options: Any
 ) -> SolverTable:
     """Ancestral sampling of DDPM (Ho et al. 2020, arXiv 2006.11239, Alg. 2 and eq. 7).
 
@@ -92,7 +92,9 @@ def ddpm(
     return _replace(table, name="ddpm", C=c)
 
 
-def euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -> SolverTable:
+def euler(
+    schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptions]
+) -> SolverTable:
     """Euler's method for the probability flow in x / alpha (Karras et al. 2022, Alg. 1, line 5).
 
     d = (x - x0) / sigma per unit of sigma; the same numbers as DDIM with eta = 0. Arguments as
@@ -102,7 +104,7 @@ def euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -
 
 
 def euler_ancestral(
-    schedule: Schedule, num_steps: int, *, eta: float = 1.0, **options: Unpack[ModelOptions]
+    schedule: Schedule, num_steps: int | Grid, *, eta: float = 1.0, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """Euler steps to a lower noise level, then noise up again (k-diffusion's ancestral Euler).
 
@@ -113,10 +115,10 @@ def euler_ancestral(
     grid = schedule.grid(num_steps)
     v = torch.minimum(eta * posterior_std(grid), grid.sigma[1:])
     a, b = _one_step((grid.sigma[1:].square() - v.square()).clamp(min=0.0).sqrt(), grid)
-    return fold("euler_ancestral", schedule, num_steps, grid, a, b, v, **options)
+    return fold("euler_ancestral", schedule, grid, a, b, v, **options)
 
 
-def heun(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -> SolverTable:
+def heun(schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptions]) -> SolverTable:
     """Heun's second-order method in x / alpha (Karras et al. 2022, arXiv 2206.00364, Alg. 1).
 
     Node 2i is the state of step i, node 2i + 1 its Euler prediction at the next level, from which
@@ -129,6 +131,12 @@ def heun(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) ->
             'solver "heun" works in x / alpha and needs alpha > 0 at its first node, got 0; use '
             'a schedule with finite log-SNR, or "flow_euler"'
         )
+    if float(grid.sigma[-1]) != 0.0:
+        raise ValueError(
+            'solver "heun" ends with sigma = 0: append a node without noise to the grid, which ends '
+            f"at sigma {float(grid.sigma[-1]):g}"
+        )
+    num_steps = grid.num_steps
     stages = torch.arange(num_steps).repeat_interleave(2)[:-1]
     # node 2i + 1 lies at the level of node 2i + 2
     nodes = (torch.arange(2 * num_steps - 1) + 1) // 2
@@ -156,13 +164,13 @@ def heun(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) ->
     return fold(
         "heun",
         schedule,
-        num_steps,
         at_nodes,
         a,
         b,
         torch.zeros(len(nodes), dtype=torch.float64),
         **options,
         error_scale=scale,
+        num_steps=num_steps,
     )
 
 
@@ -199,7 +207,7 @@ def _multistep(grid: Grid, order: int, *, stochastic: bool) -> tuple[Tensor, Ten
 
 
 def dpmpp_2m(
-    schedule: Schedule, num_steps: int, *, order: int = 2, **options: Unpack[ModelOptions]
+    schedule: Schedule, num_steps: int | Grid, *, order: int = 2, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2).
 
@@ -210,7 +218,7 @@ def dpmpp_2m(
 
 
 def dpmpp_sde(
-    schedule: Schedule, num_steps: int, *, order: int = 2, **options: Unpack[ModelOptions]
+    schedule: Schedule, num_steps: int | Grid, *, order: int = 2, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """SDE form of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 6).
 
@@ -223,7 +231,7 @@ def dpmpp_sde(
 def _dpmpp(
     name: str,
     schedule: Schedule,
-    num_steps: int,
+    num_steps: int | Grid,
     order: int,
     stochastic: bool,
     **options: Unpack[ModelOptions],
@@ -232,10 +240,12 @@ def _dpmpp(
         raise ValueError(f"order must be 1 or 2, got {order}")
     grid = schedule.grid(num_steps)
     a, b, c = _multistep(grid, order, stochastic=stochastic)
-    return fold(name, schedule, num_steps, grid, a, b, c, **options)
+    return fold(name, schedule, grid, a, b, c, **options)
 
 
-def flow_euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]) -> SolverTable:
+def flow_euler(
+    schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptions]
+) -> SolverTable:
     """Euler's method for rectified flow, x_s = x_t + (s - t) v (Liu et al. 2022, 2209.03003).
 
     v = eps - x0 = (x_t - x0) / t on x_t = (1 - t) x0 + t eps. Arguments as `ddim`, without eta.
@@ -251,11 +261,10 @@ def flow_euler(schedule: Schedule, num_steps: int, **options: Unpack[ModelOption
     return fold(
         "flow_euler",
         schedule,
-        num_steps,
         grid,
         a,
         b,
-        torch.zeros(num_steps, dtype=torch.float64),
+        torch.zeros(grid.num_steps, dtype=torch.float64),
         **options,
     )
 
@@ -283,7 +292,7 @@ def get(name: str) -> Callable[..., SolverTable]:
 
 
 def build(
-    solver: str, schedule: Schedule, num_steps: int, **options: Unpack[ModelOptions]
+    solver: str, schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptions]
 ) -> SolverTable:
     """The named solver's table.
 
