@@ -133,8 +133,8 @@ def heun(schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptio
         )
     if float(grid.sigma[-1]) != 0.0:
         raise ValueError(
-            'solver "heun" ends with sigma = 0: append a node without noise to the grid, which ends '
-            f"at sigma {float(grid.sigma[-1]):g}"
+            'solver "heun" ends with sigma = 0: append a node without noise to the grid, whose '
+            f"last sigma is {float(grid.sigma[-1]):g}"
         )
     num_steps = grid.num_steps
     stages = torch.arange(num_steps).repeat_interleave(2)[:-1]
