@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_targets import verdicts
 from op_cases import PROVIDERS
 
 Entry = dict[str, Any]
@@ -114,6 +115,8 @@ def markdown(report: Entry) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_sampler_line(row, notes) for row in report["samplers"]]
+    lines += ["", "| target | asked | seen |", "|---|---|---|"]
+    lines += [f"| {v.name} | {v.target} | {v.words} |" for v in verdicts(report)]
     lines += [""] + [f"{name}: {count:,} parameters." for name, count in report["models"].items()]
     lines += [f"[{i}] {line}" for i, line in enumerate(notes.lines, 1)]
     if report["unfinished"]:
