@@ -58,6 +58,16 @@ class MixtureModel:
         mixture = torch.softmax(log_weights - distance / (2.0 * variance), dim=1) @ means
         return mixture + alpha * self._std**2 / variance * (x - alpha * mixture)
 
+    def score(self, z: Tensor, logsnr: Tensor) -> Tensor:
+        """Gradient of the log density of noised data at z [R, *shape] and log-SNRs [R].
+
+        Any level of the variance-preserving path, not only the table's.
+        """
+        rows = z.reshape(len(z), -1)
+        level = logsnr.double()
+        alpha, sigma = (torch.sigmoid(v).sqrt().to(z)[:, None] for v in (level, -level))
+        return ((alpha * self.denoise(rows, alpha, sigma) - rows) / sigma.square()).view_as(z)
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         rows = x.reshape(len(x), -1)
         nearest = torch.searchsorted(self._times, t.double().cpu()).clamp(max=len(self._times) - 1)

@@ -1,4 +1,4 @@
-"""Densities from denoising errors: log ratio, log-likelihood, bits per dimension, noise level."""
+"""Densities and errors of a model: log ratio, likelihood, noise level, denoising, score."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctd_engine._error_maps import ScoreErrors, denoising_errors, score_error_map
 from ctd_engine._moments import Estimate
 from ctd_engine._noise_classifier import NoiseClassifier, NoisePrediction
 from ctd_engine._rows import Model
@@ -16,7 +17,16 @@ from ctd_engine.logsnr_distributions import LogSNRDistribution
 if TYPE_CHECKING:
     from ctd_engine.schedules import Schedule
 
-__all__ = ["Estimate", "NoiseClassifier", "NoisePrediction", "bits_per_dimension", "log_likelihood"]
+__all__ = [
+    "Estimate",
+    "NoiseClassifier",
+    "NoisePrediction",
+    "ScoreErrors",
+    "bits_per_dimension",
+    "denoising_errors",
+    "log_likelihood",
+    "score_error_map",
+]
 
 
 def log_likelihood(
