@@ -37,14 +37,14 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, loss):
     whole.run(tmp_path / "whole.safetensors", progress=False)
 
     broken = Trainer(images(), config)
-    step = broken._train_step
+    step = broken.train_step
 
     def stop_after_five():
         if broken.step == 5:
             raise KeyboardInterrupt
         step()
 
-    broken._train_step = stop_after_five
+    broken.train_step = stop_after_five
     result = broken.run(tmp_path / "broken.safetensors", progress=False)
     assert result.interrupted
     assert result.step == 5
@@ -104,6 +104,9 @@ def test_learning_rate_warms_up_and_decays():
     assert max(rates) > 0.95
     assert rates.index(max(rates)) in (9, 10)
     assert rates[-1] < 0.001
+    kept = TrainConfig(steps=100, warmup=10, lr=1.0, lr_decay="none")
+    assert trainer_module._learning_rate(kept, 0) == pytest.approx(0.1)
+    assert trainer_module._learning_rate(kept, 99) == 1.0
 
 
 def test_label_dropout_uses_the_null_label(tmp_path):
@@ -219,6 +222,7 @@ def test_data_that_is_not_there(tmp_path):
     [
         ({"steps": 0}, "steps must be an integer >= 1"),
         ({"lr": 0.0}, "lr must be > 0"),
+        ({"lr_decay": "linear"}, "lr_decay must be one of"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\)"),
         ({"loss": "l1"}, 'loss must be one of "denoising"'),
         ({"schedule": "quadratic"}, "schedule must be one of"),

@@ -27,6 +27,7 @@ from ctd_engine.training.data import Dataset
 __all__ = ["TrainConfig", "TrainResult", "Trainer"]
 
 LOSSES = ("denoising", "contrastive")
+DECAYS = ("cosine", "none")
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,17 @@ class TrainConfig:
     """What a training run is told; all of it is kept in the checkpoint.
 
     `steps` optimiser steps of `batch_size`; learning rate `lr` after `warmup` steps, decayed to 0
-    by a cosine; gradients clipped to norm `grad_clip`; weights averaged with `ema_decay`; labels
-    replaced by the null label with probability `label_dropout`; `contrastive_weight`, `num_points`
-    and `num_draws` as in `ContrastiveDiffusionLoss`.
+    by a cosine (`lr_decay="none"` keeps it, so that any step is a fair place to stop); gradients
+    clipped to norm `grad_clip`; weights averaged with `ema_decay`; labels replaced by the null
+    label with probability `label_dropout`; `contrastive_weight`, `num_points` and `num_draws` as in
+    `ContrastiveDiffusionLoss`.
     """
 
     steps: int = 10_000
     batch_size: int = 128
     lr: float = 1e-3
     warmup: int = 200
+    lr_decay: str = "cosine"
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     label_dropout: float = 0.1
@@ -67,6 +70,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         _checks.require_float("contrastive_weight", self.contrastive_weight, minimum=0.0)
         _checks.require_choice("loss", self.loss, LOSSES)
+        _checks.require_choice("lr_decay", self.lr_decay, DECAYS)
         schedules.get(self.schedule)
 
 
@@ -124,7 +128,7 @@ class Trainer:
         with tqdm(total=steps, initial=self.step, disable=not progress, unit="step") as bar:
             try:
                 while self.step < steps:
-                    self._train_step()
+                    self.train_step()
                     bar.update(1)
                     if self.step % 50 == 0:
                         bar.set_postfix(loss=f"{self._smoothed:.4f}")
@@ -135,7 +139,12 @@ class Trainer:
         self.save(path)
         return TrainResult(self.step, self._smoothed, interrupted)
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """One optimiser step, and its share in the averaged weights.
+
+        Raises:
+            RuntimeError: the loss is not finite; the weights are as they were.
+        """
         config = self.config
         index = torch.randint(len(self.data.x), (config.batch_size,), generator=self.generator)
         x = self.data.x[index].to(self.device)
@@ -273,4 +282,6 @@ def _make_loss(
 
 def _learning_rate(config: TrainConfig, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if config.lr_decay == "none":
+        return config.lr * warm
     return config.lr * warm * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
