@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ctd_engine._calibration import Calibration, calibration_curve
 from ctd_engine._contrast import Contrast, Draws, noise_share, noised_logsnr
 from ctd_engine._gaussian import GaussianBase
 from ctd_engine._moments import Estimate, Moments
-from ctd_engine._rows import Model, call_model, check_batch, repeat_cond
+from ctd_engine._rows import (
+    Model,
+    call_model,
+    check_batch,
+    draw_device,
+    draw_normal,
+    per_row,
+    repeat_cond,
+)
 from ctd_engine.logsnr_distributions import LogSNRDistribution
 
 if TYPE_CHECKING:
@@ -149,16 +158,53 @@ class NoiseClassifier:
             TypeError: if z is not a floating-point tensor.
             ValueError: for wrong shapes, or a NaN among the zetas.
         """
-        candidates = torch.as_tensor(zetas, dtype=torch.float64, device="cpu")
-        if candidates.dim() != 1:
-            raise ValueError(
-                f"zetas must be a list of log-SNRs, got shape {tuple(candidates.shape)}"
-            )
+        candidates = _candidates(zetas)
         ratio = self.log_ratio(z, candidates, generator=generator, **cond)
         clean = ratio.value.new_zeros(len(z), 1)
         posterior = torch.cat([ratio.value, clean], 1).softmax(1)
         levels = torch.cat([candidates, candidates.new_tensor([math.inf])]).to(z.device)
         return NoisePrediction(levels[posterior.argmax(1)], posterior, ratio)
+
+    def calibration(
+        self,
+        x: Tensor,
+        zetas: Sequence[float] | Tensor,
+        *,
+        num_bins: int = 10,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> Calibration:
+        """Noise data to a random candidate level, or not, and check what `predict` says about it.
+
+        The error of the log ratios makes a posterior too sure of itself: with too few draws even
+        an exact model is not calibrated. It should be well below 1 (`predict` tells it).
+
+        Args:
+            x: data without noise, `[K, *shape]`.
+            zetas: the Z candidates, log-SNRs; clean data is one more.
+            num_bins: bins of the predicted probability.
+            generator: source of all random numbers; None uses PyTorch's global one.
+            **cond: conditioning, as for `log_ratio`.
+
+        Returns:
+            Predicted probabilities and observed frequencies of all K (Z + 1) pairs, in bins.
+
+        Raises:
+            TypeError: if x is not a floating-point tensor.
+            ValueError: for wrong shapes, fewer than 1 bin, or a NaN among the zetas.
+        """
+        check_batch(x)
+        candidates = _candidates(zetas)
+        device = draw_device(x, generator)
+        truth = torch.randint(len(candidates) + 1, (len(x),), generator=generator, device=device)
+        # no noise at an infinite log-SNR
+        level = torch.cat([candidates, candidates.new_tensor([math.inf])]).to(device)[truth]
+        eps = draw_normal(tuple(x.shape), x, generator)
+        signal = per_row(torch.sigmoid(level).sqrt(), eps)
+        noise = per_row(torch.sigmoid(-level).sqrt(), eps)
+        z = (signal * x + noise * eps).to(x.dtype)
+        answer = self.predict(z, candidates, generator=generator, **cond)
+        return calibration_curve(answer.posterior, truth, num_bins)
 
     @torch.no_grad()
     def log_likelihood(
@@ -224,3 +270,10 @@ class NoiseClassifier:
         query = self._contrast.query(draws.z.flatten(0, 1), logsnr.flatten())
         out = call_model(self.model, query.input, query.time, z.dtype, rows)
         return query.noise(out).view(draws.eps.shape)
+
+
+def _candidates(zetas: Sequence[float] | Tensor) -> Tensor:
+    candidates = torch.as_tensor(zetas, dtype=torch.float64, device="cpu")
+    if candidates.dim() != 1:
+        raise ValueError(f"zetas must be a list of log-SNRs, got shape {tuple(candidates.shape)}")
+    return candidates

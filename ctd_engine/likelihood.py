@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctd_engine._calibration import Calibration, calibration_curve
 from ctd_engine._error_maps import ScoreErrors, denoising_errors, score_error_map
 from ctd_engine._moments import Estimate
 from ctd_engine._noise_classifier import NoiseClassifier, NoisePrediction
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from ctd_engine.schedules import Schedule
 
 __all__ = [
+    "Calibration",
     "Estimate",
     "NoiseClassifier",
     "NoisePrediction",
     "ScoreErrors",
     "bits_per_dimension",
+    "calibration_curve",
     "denoising_errors",
     "log_likelihood",
     "score_error_map",
