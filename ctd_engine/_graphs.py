@@ -43,7 +43,7 @@ class GraphSwitch:
         """Switch off, and say why the first time."""
         if self.is_on:
             self.is_on = False
-            logger.warning("running without CUDA graphs, which cannot hold this model: %s", reason)
+            logger.warning("running without CUDA graphs, which cannot hold this run: %s", reason)
 
 
 class WaitFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]

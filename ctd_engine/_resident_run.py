@@ -67,6 +67,10 @@ class KeptRounds:
 def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
     """New buffers for a request, with copies of whatever a graph will read."""
     own = request.own()
+    switch = settings.graphs
+    if switch.is_on and isinstance(own.noise, CallableNoise):
+        switch = GraphSwitch(True)
+        switch.off("noise is a callable, and what it does in Python would not happen in a replay")
     num_slots = num_slots_for(settings, own.num_samples)
     return ResidentRounds(
         own,
@@ -75,8 +79,7 @@ def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
         window_size=settings.window_size,
         max_rows=settings.max_rows,
         model_dtype=settings.model_dtype,
-        # what a callable does besides launches would not happen again in a replay
-        switch=GraphSwitch(False) if isinstance(own.noise, CallableNoise) else settings.graphs,
+        switch=switch,
     )
 
 

@@ -6,6 +6,7 @@ without graphs; on a GPU (marked) as users run it.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from ctd_engine import ParallelSampler, _ext
+from ctd_engine._graphs import GraphSwitch
 from ctd_engine._resident import row_buckets
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
 from ctd_engine._rounds import REASONS, run_rounds
@@ -160,6 +162,21 @@ def test_explicit_noise_and_start(how):
     start = torch.randn(3, *SHAPE, generator=generator, dtype=torch.float64).to(DEVICE)
     given = noise if how == "tensor" else lambda nodes, samples: noise[nodes, samples]
     assert_alike(*both(make_sampler(max_rows=8), 3, noise=given, x_init=start))
+
+
+def test_a_callable_for_noise_runs_without_graphs_and_says_so(caplog):
+    def noise(nodes, samples):
+        return torch.zeros(len(nodes), *SHAPE, dtype=torch.float64, device=DEVICE)
+
+    sampler = make_sampler(max_rows=8)
+    settings = replace(sampler._settings, graphs=GraphSwitch(True))
+    with caplog.at_level(logging.WARNING, logger="ctd_engine"):
+        assert_alike(*both(sampler, 2, seed=0, noise=noise, settings=settings))
+    (record,) = caplog.records
+    assert "without CUDA graphs" in record.getMessage()
+    assert "noise is a callable" in record.getMessage()
+    # other calls of the sampler are recorded as before
+    assert settings.graphs.is_on
 
 
 def test_cancelled():
