@@ -1,7 +1,8 @@
-"""Pictures: grids of images, points, and the progress of windows. matplotlib, when it is there."""
+"""Pictures of samples, of windows and of what a model knows. matplotlib, when it is there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctd_engine._calibration import Calibration
+from ctd_engine._error_maps import ScoreErrors
+from ctd_engine._moments import Estimate
 from ctd_engine.result import RoundRecord
 
-__all__ = ["image_grid", "save_images", "save_points", "save_side_by_side", "save_windows"]
+__all__ = [
+    "image_grid",
+    "save_calibration",
+    "save_denoising_errors",
+    "save_images",
+    "save_points",
+    "save_score_errors",
+    "save_side_by_side",
+    "save_windows",
+]
 
 
 def _pyplot() -> Any:
@@ -104,5 +117,83 @@ def save_windows(path: Path, history: list[RoundRecord], num_nodes: int) -> None
     axes.set_ylabel("node of the trajectory")
     axes.set_title(f"Windows of {len(samples)} samples: lines are final, bands are being corrected")
     axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def save_calibration(path: Path, curves: Mapping[str, Calibration]) -> None:
+    """Write reliability diagrams: observed frequency against predicted probability."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(5.0, 5.0))
+    axes.plot([0, 1], [0, 1], "--", color="0.4", linewidth=1, label="calibrated")
+    for title, curve in curves.items():
+        # empty bins are NaN, which pyplot leaves out
+        x, y, error = (part.numpy() for part in curve[:3])
+        axes.errorbar(x, y, error, fmt="o-", capsize=2, label=title)
+    axes.set_xlabel("predicted probability of a noise level")
+    axes.set_ylabel("how often it was the true one")
+    axes.legend(loc="upper left", frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def save_denoising_errors(path: Path, logsnrs: Tensor, curves: Mapping[str, Estimate]) -> None:
+    """Write mean squared errors of the noise [Z] over log-SNRs [Z], with their standard errors."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2))
+    for title, curve in curves.items():
+        value, error = curve.value.cpu().numpy(), curve.standard_error.cpu().numpy()
+        axes.errorbar(logsnrs.cpu().numpy(), value, error, capsize=2, label=title)
+    axes.set_xlabel("log-SNR")
+    axes.set_ylabel("squared error of the predicted noise")
+    axes.legend(loc="best", frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def save_score_errors(path: Path, maps: Mapping[str, ScoreErrors]) -> None:
+    """Write maps of the squared error of the predicted noise at points in 1D or 2D, in one scale.
+
+    In 1D a panel per map, over log-SNR and place; in 2D a row per map and a panel per log-SNR. The
+    paper's figure 1 (arXiv 2407.08946).
+
+    Raises:
+        ValueError: for points of more than 2 dimensions, or maps of different numbers of panels.
+    """
+    first = next(iter(maps.values()))
+    num_dimensions = first.points[0].numel()
+    if num_dimensions > 2 or any(
+        (m.points[0].numel(), len(m.logsnrs)) != (num_dimensions, len(first.logsnrs))
+        for m in maps.values()
+    ):
+        raise ValueError("maps must be of points in 1D or 2D, all with as many log-SNRs")
+    pyplot = _pyplot()
+    rows, columns = (1, len(maps)) if num_dimensions == 1 else (len(maps), len(first.logsnrs))
+    size = (1.0 + 4.2 * columns, 3.6 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    values = torch.cat([m.noise.flatten() for m in maps.values()]).cpu()
+    highest = float(values.max().clamp_min(1e-12))
+    # five decades; what is below them, 0 too, gets the lowest colour
+    norm = pyplot.matplotlib.colors.LogNorm(1e-5 * highest, highest)
+    drawn: Any = None
+    for index, (title, errors) in enumerate(maps.items()):
+        points = errors.points.flatten(1).cpu().numpy()
+        noise = errors.noise.cpu().clamp_min(1e-5 * highest).numpy()
+        levels = errors.logsnrs.numpy()
+        if num_dimensions == 1:
+            by_place, by_level = np.argsort(points[:, 0]), np.argsort(levels)
+            drawn = axes[0, index].pcolormesh(
+                levels[by_level],
+                points[by_place, 0],
+                noise[by_level][:, by_place].T,
+                norm=norm,
+                shading="nearest",
+            )
+            axes[0, index].set(title=title, xlabel="log-SNR", ylabel="z")
+            continue
+        for axis, level, value in zip(axes[index], levels, noise, strict=True):
+            drawn = axis.tripcolor(points[:, 0], points[:, 1], value, norm=norm, shading="gouraud")
+            axis.set(title=f"{title}, log-SNR {float(level):.3g}", aspect="equal")
+    figure.colorbar(drawn, ax=axes, label="squared error of the predicted noise")
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
