@@ -42,19 +42,35 @@ def check_batch(x: Tensor, name: str = "x") -> None:
 
 
 def repeat_cond(cond: Mapping[str, Any], index: Tensor | None, num_samples: int) -> dict[str, Any]:
-    """Conditioning of the model's rows; row r belongs to sample index[r] (None: row r)."""
-    rows: dict[str, Any] = {}
-    for name, value in cond.items():
-        if isinstance(value, Tensor) and value.dim() > 0:
-            if value.shape[0] != num_samples:
-                raise ValueError(
-                    f"{name} must have one entry per sample, first dimension {num_samples}, got "
-                    f"shape {tuple(value.shape)}; bind what all samples share to the model with "
-                    "functools.partial"
-                )
-            value = value if index is None else value[index.to(value.device)]
-        rows[name] = value
-    return rows
+    """Conditioning of the model's rows; row r belongs to sample index[r] (None: row r).
+
+    Tensors inside dicts, lists and tuples too, such as the `added_cond_kwargs` of diffusers.
+    """
+    return {name: _rows_of(value, name, index, num_samples) for name, value in cond.items()}
+
+
+def _rows_of(value: Any, name: str, index: Tensor | None, num_samples: int) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _rows_of(inner, f"{name}[{key!r}]", index, num_samples)
+            for key, inner in value.items()
+        }
+    # not a named tuple: those have their own constructor
+    if type(value) in (list, tuple):
+        parts = (
+            _rows_of(inner, f"{name}[{place}]", index, num_samples)
+            for place, inner in enumerate(value)
+        )
+        return type(value)(parts)
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    if value.shape[0] != num_samples:
+        raise ValueError(
+            f"{name} must have one entry per sample, first dimension {num_samples}, got "
+            f"shape {tuple(value.shape)}; bind what all samples share to the model with "
+            "functools.partial"
+        )
+    return value if index is None else value[index.to(value.device)]
 
 
 def call_model(
@@ -63,7 +79,10 @@ def call_model(
     """Call the model on rows and check what comes back; times keep fp32 at least."""
     out = model(x.to(dtype), time.to(x.device, x.dtype), **cond)
     if not isinstance(out, Tensor):
-        raise TypeError(f"model must return a tensor, got {type(out).__name__}")
+        raise TypeError(
+            f"model must return a tensor, got {type(out).__name__}; wrap a model that returns "
+            "more, those of diffusers as lambda x, t, **cond: model(x, t, **cond).sample"
+        )
     if out.shape != x.shape:
         raise ValueError(
             f"model must return the shape of its input, {tuple(x.shape)} = (rows, *shape), got "
