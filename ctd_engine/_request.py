@@ -80,11 +80,17 @@ class Request:
         )
 
     def result(
-        self, samples: torch.Tensor, stats: SampleStats, reasons: list[StopReason]
+        self,
+        samples: torch.Tensor,
+        stats: SampleStats,
+        reasons: list[StopReason],
+        trajectory: torch.Tensor | None = None,
     ) -> SampleResult:
-        """Give samples [B, D] their shape back."""
+        """Give samples [B, D] and trajectories [B, N + 1, D] their shape back."""
         shaped = samples.view(self.num_samples, *self.shape)
-        return SampleResult(shaped, stats, reasons, self.seeds)
+        if trajectory is not None:
+            trajectory = trajectory.view(*trajectory.shape[:2], *self.shape)
+        return SampleResult(shaped, stats, reasons, self.seeds, trajectory)
 
 
 def _on(device: torch.device, cond: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -73,6 +73,7 @@ class ResidentRounds:
         """Begin anew with another request of the same form; buffers and graphs stay."""
         self.request.load(request)
         self.samples.copy_(request.starts())
+        self.store.clear_record()
         self._begin()
 
     def _begin(self) -> None:

@@ -130,6 +130,7 @@ def run_resident(
         evaluations,
         rounds.store.state_bytes,
         rounds.num_rows_run - rows_before - evaluations,
+        rounds.store.trajectory(request.starts()) if settings.keep_trajectory else None,
     )
     if is_reusable:
         kept.put(key, rounds)

@@ -59,11 +59,15 @@ class RoundSettings:
     backend: str | None
     scheduler_backend: str | None
     graphs: GraphSwitch
+    keep_trajectory: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run: samples [B, D], how each ended, and every round's windows."""
+    """What came of a run: samples [B, D], how each ended, and every round's windows.
+
+    `trajectory` is [B, N + 1, D] where it was to be kept.
+    """
 
     samples: torch.Tensor
     ends: list[Finished]
@@ -71,6 +75,7 @@ class Outcome:
     evaluations: int
     state_bytes: int
     padding_rows: int = 0
+    trajectory: torch.Tensor | None = None
 
 
 def num_slots_for(settings: RoundSettings, num_samples: int) -> int:
@@ -93,6 +98,7 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
         dtype=settings.dtype,
         device=settings.device,
         backend=settings.backend,
+        num_recorded=request.num_samples if settings.keep_trajectory else 0,
     )
 
 
@@ -162,7 +168,10 @@ def run_rounds(
             ends += finished
         bar.update(nodes * len(ends) - bar.n)
     ends.sort(key=lambda end: end.sample)
-    return Outcome(samples, ends, history, evaluations, store.state_bytes)
+    trajectory = store.trajectory(request.starts()) if settings.keep_trajectory else None
+    return Outcome(
+        samples, ends, history, evaluations, store.state_bytes, trajectory=trajectory
+    )
 
 
 def _collect(end: Finished, store: TrajectoryStore, samples: torch.Tensor, nodes: int) -> None:

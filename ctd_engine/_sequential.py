@@ -37,15 +37,21 @@ class SequentialSampler(SamplerBase):
         guidance_scale: float | None = None,
         progress: bool = False,
         callback: Callback | None = None,
+        keep_trajectory: bool = False,
     ) -> SampleResult:
         """Draw samples; arguments and result as in `ParallelSampler.sample`."""
         begin = _time.perf_counter()
         request = self._request(num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
         with torch.inference_mode():
-            return self._run(request, progress, callback, begin)
+            return self._run(request, progress, callback, keep_trajectory, begin)
 
     def _run(
-        self, request: Request, progress: bool, callback: Callback | None, begin: float
+        self,
+        request: Request,
+        progress: bool,
+        callback: Callback | None,
+        keep_trajectory: bool,
+        begin: float,
     ) -> SampleResult:
         table, num_samples = self.table, request.num_samples
         c = solver_coefficients(table, "picard", self.dtype, self.device)
@@ -58,6 +64,7 @@ class SequentialSampler(SamplerBase):
         # x_i, x_{i-1}, ... and their x0; before node 0 the coefficients are 0
         states = x[:, None].repeat(1, table.order, 1)
         estimates = torch.zeros_like(states)
+        points = [x]
         steps = 0
         cancelled = False
         for i in tqdm(range(table.num_nodes), disable=not progress, unit="step", desc="sampling"):
@@ -72,6 +79,8 @@ class SequentialSampler(SamplerBase):
                 z = c.C[node][:, None] * request.noise.step(node, rows, self.dtype)
             x = banded_step(c.A[node], c.B[node], z, states, estimates)
             states = torch.cat([x[:, None], states[:, :-1]], dim=1)
+            if keep_trajectory:
+                points.append(x)
             steps = i + 1
             told = RoundProgress(steps, steps * num_samples, 0, num_samples)
             if callback is not None and callback(told) is True and steps < table.num_nodes:
@@ -91,7 +100,11 @@ class SequentialSampler(SamplerBase):
             evaluations_per_sample=each * request.denoiser.evaluations_per_row,
             state_bytes=2 * states.numel() * states.element_size(),
         )
-        return request.result(samples, stats, reasons)
+        trajectory = None
+        if keep_trajectory:
+            trajectory = x.new_full((num_samples, table.num_nodes + 1, x.shape[1]), torch.nan)
+            trajectory[:, : len(points)] = torch.stack(points, dim=1)
+        return request.result(samples, stats, reasons, trajectory)
 
 
 def _end_reason(is_finite: bool, cancelled: bool) -> StopReason:

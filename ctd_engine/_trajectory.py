@@ -97,10 +97,13 @@ class TrajectoryStore:
         dtype: torch.dtype,
         device: torch.device,
         backend: str | None,
+        num_recorded: int = 0,
     ) -> None:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
         self.x0 = torch.zeros_like(self.x)
+        # the last state of every node, [B, N + 1, D]; node 0 collects what is no point
+        self._record = self.x.new_full((num_recorded, table.num_nodes + 1, num_elements), torch.nan)
         self.num_nodes = table.num_nodes
         self._is_stochastic = table.is_stochastic
         self._coefficients = solver_coefficients(table, method, dtype, device)
@@ -119,6 +122,22 @@ class TrajectoryStore:
     def state_bytes(self) -> int:
         """Bytes held for the whole run."""
         return sum(ring.numel() * ring.element_size() for ring in (self.x, self.x0))
+
+    def trajectory(self, starts: torch.Tensor) -> torch.Tensor:
+        """A copy of the recorded points [B, N + 1, D]; NaN where no window has been."""
+        return torch.cat([starts[:, None], self._record[:, 1:]], dim=1)
+
+    def clear_record(self) -> None:
+        """Forget the recorded points of another request."""
+        self._record.fill_(torch.nan)
+
+    def _keep(self, windows: Windows, sample: torch.Tensor) -> None:
+        # a node is written until it is accepted, so that its last value is the accepted one
+        offsets = torch.arange(windows.max_length, device=self.x.device)
+        nodes = windows.start[:, None] + 1 + offsets
+        nodes = nodes.where(offsets < windows.length[:, None], 0)
+        points = self.x[windows.slot[:, None], nodes % self.x.shape[1]]
+        self._record[sample[:, None], nodes] = points
 
     def admit(self, slot: int, x_initial: torch.Tensor) -> None:
         """Start a sample in a slot; what its predecessor left is never read."""
@@ -213,6 +232,8 @@ class TrajectoryStore:
             guidance_scale=guidance_scale,
             backend=self.backend,
         )
+        if len(self._record) > 0:
+            self._keep(windows, sample)
         return trajectory_error(
             partials,
             self.x.shape[2],

@@ -77,13 +77,16 @@ class SampleResult:
     """What `sample` returns.
 
     `samples` [B, *shape]; `stats`; one `StopReason` per sample; `seeds`, the 64-bit seed of every
-    sample, each of which makes its sample again with `sample(seeds=[seed])`, up to the tolerance.
+    sample, each of which makes its sample again with `sample(seeds=[seed])`, up to the tolerance;
+    with `keep_trajectory` all points [B, num_nodes + 1, *shape], from x_0 to the sample, NaN where
+    a sample ended before.
     """
 
     samples: torch.Tensor
     stats: SampleStats
     stop_reasons: list[StopReason]
     seeds: list[int]
+    trajectory: torch.Tensor | None = None
 
     @property
     def all_converged(self) -> bool:

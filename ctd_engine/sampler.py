@@ -189,6 +189,7 @@ class ParallelSampler(SamplerBase):
         guidance_scale: float | None = None,
         progress: bool = False,
         callback: Callback | None = None,
+        keep_trajectory: bool = False,
     ) -> SampleResult:
         """Draw samples.
 
@@ -207,6 +208,7 @@ class ParallelSampler(SamplerBase):
             guidance_scale: classifier-free guidance, needs `null_cond`; 1 or None is off.
             progress: show a progress bar of finished trajectory points.
             callback: called with a `RoundProgress` after every round; returning True cancels.
+            keep_trajectory: return all points as `trajectory`, memory that grows with num_steps.
 
         Returns:
             Samples, statistics and a `StopReason` per sample. Numerical failure is a reason, not
@@ -219,6 +221,7 @@ class ParallelSampler(SamplerBase):
             settings = self._settings
             if chosen is not None:
                 settings = follow(settings, chosen, self._is_resident)
+            settings = replace(settings, keep_trajectory=bool(keep_trajectory))
             outcome = self._run(request, settings, self._kept, progress, callback)
         if chosen is not None:
             self._reach = observed_reach(outcome.history) or self._reach
@@ -235,7 +238,7 @@ class ParallelSampler(SamplerBase):
             padding_rows=outcome.padding_rows,
         )
         reasons = [REASONS[end.reason] for end in outcome.ends]
-        return request.result(outcome.samples, stats, reasons)
+        return request.result(outcome.samples, stats, reasons, outcome.trajectory)
 
     def _run(
         self,
