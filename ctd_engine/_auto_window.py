@@ -127,13 +127,14 @@ def _own_work(request: Request, settings: RoundSettings, run: Run) -> tuple[floa
     return one, per_point, per_row
 
 
-def _silent(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(x)
-
-
 def _probe(request: Request, settings: RoundSettings, run: Run, count: int, length: int) -> float:
     """The shortest of some rounds with a model that costs nothing."""
-    silent = Denoiser(_silent, request.shape, count, None, None, None)
+    outputs = request.denoiser.outputs
+
+    def silent_model(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(x), outputs * x.shape[1], *x.shape[2:])
+
+    silent = Denoiser(silent_model, request.shape, count, None, None, None, outputs)
     seeds = list(range(count))
     noise = CounterNoise(seeds, request.num_elements, settings.device)
     times: list[float] = []

@@ -11,7 +11,7 @@ from ctd_engine._table import SolverTable
 from ctd_engine.parametrization import check_prediction, data_coefficients, model_time
 from ctd_engine.schedules import Grid, Schedule
 
-__all__ = ["ModelOptions", "ends", "fold", "posterior_std"]
+__all__ = ["ModelOptions", "ends", "fold", "posterior_std", "raw_coefficients"]
 
 
 class ModelOptions(TypedDict, total=False):
@@ -45,6 +45,15 @@ def posterior_std(grid: Grid) -> Tensor:
     return sigma_s / sigma_t * kept.sqrt()
 
 
+def raw_coefficients(a: Tensor, b: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B [N, K] of the model's raw output from a, b of a recurrence in x0 = p x + q m."""
+    raw_a, raw_b = a.clone(), torch.zeros_like(b)
+    for k in range(min(a.shape[1], len(p))):
+        raw_a[k:, k] += b[k:, k] * p[: len(p) - k]
+        raw_b[k:, k] = b[k:, k] * q[: len(q) - k]
+    return raw_a, raw_b
+
+
 def fold(
     name: str,
     schedule: Schedule,
@@ -70,10 +79,7 @@ def fold(
         times = grid.time
     else:
         times = model_time(time, schedule, prediction, grid.logsnr[:-1])
-    raw_a, raw_b = a.clone(), torch.zeros_like(b)
-    for k in range(min(a.shape[1], len(p))):
-        raw_a[k:, k] += b[k:, k] * p[: len(p) - k]
-        raw_b[k:, k] = b[k:, k] * q[: len(q) - k]
+    raw_a, raw_b = raw_coefficients(a, b, p, q)
     if error_scale is None:
         error_scale = torch.cat([posterior_std(grid), torch.zeros(1, dtype=torch.float64)])
     return SolverTable(

@@ -203,6 +203,7 @@ class SamplerBase:
                 _on(self.device, cond),
                 _on(self.device, self.null_cond),
                 guidance_scale,
+                self.table.outputs,
             ),
             dtype=self.dtype,
             device=self.device,

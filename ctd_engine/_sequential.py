@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ctd_engine._request import Request, SamplerBase
-from ctd_engine._trajectory import solver_coefficients
+from ctd_engine._trajectory import bound_rule, solver_coefficients
 from ctd_engine.ops.picard_update.reference import banded_step, combine_guidance, data_prediction
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats, StopReason
 
@@ -55,6 +55,7 @@ class SequentialSampler(SamplerBase):
     ) -> SampleResult:
         table, num_samples = self.table, request.num_samples
         c = solver_coefficients(table, "picard", self.dtype, self.device)
+        rule = bound_rule(table, self.dtype, self.device)
         input_scale, model_time = (
             values.to(device=self.device, dtype=self.dtype)
             for values in (table.input_scale, table.model_time)
@@ -71,13 +72,18 @@ class SequentialSampler(SamplerBase):
             node = torch.full_like(rows, i)
             scaled = (input_scale[node][:, None] * states[:, 0]).to(self.model_dtype)
             m, m_null = request.denoiser(scaled, model_time[node], rows)
-            m = combine_guidance(m, m_null, request.denoiser.guidance_scale, self.dtype)
-            x0 = data_prediction(states[:, 0], m, c.P[node], c.Q[node], c.clip)
-            estimates = torch.cat([x0[:, None], estimates[:, :-1]], dim=1)
+            g = request.denoiser.guidance_scale
             z = None
             if table.is_stochastic:
-                z = c.C[node][:, None] * request.noise.step(node, rows, self.dtype)
-            x = banded_step(c.A[node], c.B[node], z, states, estimates)
+                z = request.noise.step(node, rows, self.dtype)
+            if rule is not None:
+                x0, added = rule(states[:, 0], m, m_null, g, node, z)
+            else:
+                m = combine_guidance(m, m_null, g, self.dtype)
+                x0 = data_prediction(states[:, 0], m, c.P[node], c.Q[node], c.clip)
+                added = None if z is None else c.C[node][:, None] * z
+            estimates = torch.cat([x0[:, None], estimates[:, :-1]], dim=1)
+            x = banded_step(c.A[node], c.B[node], added, states, estimates)
             states = torch.cat([x[:, None], states[:, :-1]], dim=1)
             if keep_trajectory:
                 points.append(x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctd_engine import _checks
+from ctd_engine._output_rule import OutputRule
 
 __all__ = ["SolverTable"]
 
@@ -37,6 +38,7 @@ class SolverTable:
         initial_scale: x_0 = initial_scale z.
         alpha, sigma: [N + 1], the schedule at the nodes.
         clip_x0: x0 is clipped to [-clip_x0, clip_x0]; None does not clip.
+        rule: what is not linear in the output besides, and then does the clipping too.
 
     Raises:
         ValueError: a field has the wrong shape or dtype, is not finite, or Q holds a 0.
@@ -57,6 +59,7 @@ class SolverTable:
     alpha: Tensor
     sigma: Tensor
     clip_x0: float | None = None
+    rule: OutputRule | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.A, Tensor) or self.A.dim() != 2 or self.A.numel() == 0:
@@ -86,11 +89,20 @@ class SolverTable:
         _checks.require_float("initial_scale", self.initial_scale, above=0.0)
         if self.clip_x0 is not None:
             _checks.require_float("clip_x0", self.clip_x0, above=0.0)
+            if self.rule is not None:
+                raise ValueError("clip_x0 must be None with a rule: OutputRule(clip=...) clips")
+        if self.rule is not None:
+            self.rule.check(n)
 
     @property
     def num_nodes(self) -> int:
         """N, model calls in a row."""
         return self.A.shape[0]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model returns per element of x: 2 with a learned variance, else 1."""
+        return 1 if self.rule is None else self.rule.outputs
 
     @property
     def order(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from ctd_engine._output_rule import BoundRule
 from ctd_engine.noise import CounterNoise, NoiseSource
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
@@ -14,7 +15,7 @@ from ctd_engine.ops.trajectory_error import trajectory_error
 from ctd_engine.scheduling import RoundPlan
 from ctd_engine.solvers import SolverTable
 
-__all__ = ["TrajectoryStore", "picard_slopes", "solver_coefficients", "to_windows"]
+__all__ = ["TrajectoryStore", "bound_rule", "picard_slopes", "solver_coefficients", "to_windows"]
 
 METHODS = ("picard", "order_k", "data")
 GUESSES = ("predicted", "copy")
@@ -52,6 +53,19 @@ def solver_coefficients(
         Q=cast(table.Q),
         clip=table.clip_x0,
     )
+
+
+def bound_rule(table: SolverTable, dtype: torch.dtype, device: torch.device) -> BoundRule | None:
+    """The table's rule with its numbers cast once; None where all is linear."""
+    if table.rule is None:
+        return None
+    return BoundRule(table.rule, table.P, table.Q, table.C, dtype, device)
+
+
+def ruled(c: Coefficients) -> Coefficients:
+    """The recurrence that is given x0 as the model's output, and all that is added as noise."""
+    ones = torch.ones_like(c.C)
+    return replace(c, C=ones, P=torch.zeros_like(c.P), Q=ones, clip=None)
 
 
 def copying(c: Coefficients) -> Coefficients:
@@ -111,6 +125,9 @@ class TrajectoryStore:
         self._guess_coefficients = (
             self._coefficients if guess == "predicted" else copying(self._coefficients)
         )
+        self._rule = bound_rule(table, dtype, device)
+        if self._rule is not None:
+            self._coefficients = ruled(self._coefficients)
         self._input_scale = table.input_scale.to(device=device, dtype=dtype)
         # at least fp32: timesteps above 256 are not exact in bf16
         self._model_time = table.model_time.to(device=device, dtype=dtype)
@@ -221,13 +238,18 @@ class TrajectoryStore:
         guidance_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One Picard iteration; how far each window advances and how much of it is finite."""
+        if self._rule is None:
+            noise = self._step_noise(windows, sample, row_sample)
+        else:
+            m, added = self._apply(self._rule, windows, row_sample, m, m_null, guidance_scale)
+            noise, m_null = {} if added is None else {"z": added}, None
         partials = picard_update_(
             self.x,
             self.x0,
             m,
             windows,
             self._coefficients,
-            **self._step_noise(windows, sample, row_sample),
+            **noise,
             m_null=m_null,
             guidance_scale=guidance_scale,
             backend=self.backend,
@@ -242,6 +264,21 @@ class TrajectoryStore:
             windows.length,
             backend=self.backend,
         )
+
+    def _apply(
+        self,
+        rule: BoundRule,
+        windows: Windows,
+        row_sample: torch.Tensor,
+        m: torch.Tensor,
+        m_null: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # rows of padding hold numbers of no meaning, which the update leaves alone
+        node = windows.row_node
+        x = self.x[windows.row_slot, node % self.x.shape[1]]
+        z = self._noise.step(node, row_sample, self.x.dtype) if self._is_stochastic else None
+        return rule(x, m, m_null, guidance_scale, node, z)
 
     def state(self, slot: int, node: int) -> torch.Tensor:
         """x at a node that the ring holds, [D]."""

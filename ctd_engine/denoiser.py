@@ -35,6 +35,8 @@ class Denoiser:
             of the rows. All else passes unchanged.
         null_cond: the unconditional counterpart, needed by guidance. A tensor with first
             dimension 1 is expanded.
+        outputs: channels that the model returns for every channel of its input, 2 with a learned
+            variance.
         guidance_scale: g in  m = m_null + g (m_cond - m_null)   (Ho and Salimans 2022, eq. 6 with
             g = 1 + w). None or 1 calls the model once per row, without guidance.
 
@@ -50,12 +52,14 @@ class Denoiser:
         cond: Cond | None,
         null_cond: Cond | None,
         guidance_scale: float | None,
+        outputs: int = 1,
     ) -> None:
         self._model = model
         self._shape = shape
         self._cond = dict(cond or {})
         self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
         self._null: dict[str, Any] | None = None
+        self.outputs = outputs
         # rows per model call, once memory has run out
         self._most_rows: int | None = None
         for name, value in self._cond.items():
@@ -227,10 +231,14 @@ class Denoiser:
         out = self._model(x, t, **cond)
         if not isinstance(out, torch.Tensor):
             raise TypeError(f"model must return a tensor, got {type(out).__name__}")
-        if out.shape != x.shape:
+        expected = (len(x), self.outputs * x.shape[1], *x.shape[2:])
+        if out.shape != expected:
             raise ValueError(
                 f"model must return the shape of its input {tuple(x.shape)}, got "
                 f"{tuple(out.shape)}; for a learned variance keep the first half of the channels"
+                if self.outputs == 1
+                else f"model must return {expected}, the outputs and then what it learned of their "
+                f"variance, got {tuple(out.shape)}"
             )
         return out.reshape(len(x), -1)
 

@@ -1,0 +1,11 @@
+"""diffusers' schedulers as solver tables.
+
+diffusers is an optional extra, `pip install 'ctd_engine[diffusers]'`. Nothing here imports it: a
+scheduler is known by the name of its class.
+"""
+
+from __future__ import annotations
+
+from ctd_engine.integrations.diffusers.tables import solver_table
+
+__all__ = ["solver_table"]

@@ -1,0 +1,163 @@
+"""DDPMScheduler and DDIMScheduler: a_t = alphas_cumprod[t] = alpha², b = 1 - a = sigma².
+
+s is the timestep of the next node, found in the list of timesteps; after the last one comes the
+sample, with a_s = 1 (DDIM's `set_alpha_to_one` may say alphas_cumprod[0]).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ctd_engine import _checks
+from ctd_engine._output_rule import OutputRule
+from ctd_engine._table import SolverTable
+from ctd_engine.integrations.diffusers._nodes import Nodes, Number, bounds, require
+
+__all__ = ["ddim", "ddpm"]
+
+VARIANCES = (
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
+    "learned_range",
+)
+# what diffusers keeps under a variance whose logarithm may be taken
+LEAST_VARIANCE = 1e-20
+
+
+def ddpm(scheduler: Any) -> SolverTable:
+    """Ho et al. 2020 (arXiv 2006.11239), eq. 7, with every `variance_type`.
+
+    The step to the sample adds no noise. diffusers adds it there where the last timestep is not 0,
+    and its "fixed_large_log" takes the root of a logarithm, which is NaN.
+    """
+    config = scheduler.config
+    kind = require(config, "variance_type", VARIANCES, "use one of them")
+    nodes = Nodes("ddpm", _prediction(config))
+    low, high = [], []
+    for t, a_t, a_s, is_last in _pairs(scheduler, torch.tensor(1.0)):
+        b_t, b_s = 1 - a_t, 1 - a_s
+        ratio = a_t / a_s
+        beta = 1 - ratio
+        variance = torch.clamp(b_s / b_t * beta, min=LEAST_VARIANCE)
+        small, large = variance**0.5, beta**0.5
+        low.append(float(small))
+        high.append(float(large))
+        std: Number = large if kind.startswith("fixed_large") else small
+        if t == 0 or (is_last and not kind.startswith("fixed_small")):
+            std = 0.0
+        p, q = _data(config, a_t, b_t)
+        nodes.add(
+            a=[ratio**0.5 * b_s / b_t],
+            b=[a_s**0.5 * beta / b_t],
+            c=std,
+            p=p,
+            q=q,
+            time=t,
+            alpha=a_t**0.5,
+            sigma=b_t**0.5,
+        )
+    bound = bounds(config)
+    if not kind.startswith("learned"):
+        return nodes.table(1.0, 0.0, **_bounded(bound))
+    rule = OutputRule(**bound, variance=kind)
+    if kind == "learned_range":
+        ends = (torch.tensor(values, dtype=torch.float64) for values in (low, high))
+        rule = OutputRule(**bound, variance=kind, low=next(ends), high=next(ends))
+    return nodes.table(1.0, 0.0, rule=rule)
+
+
+def ddim(
+    scheduler: Any, *, eta: float = 0.0, use_clipped_model_output: bool = False
+) -> SolverTable:
+    """Song et al. 2020 (arXiv 2010.02502), eq. 12 and 16.
+
+    Where x0 is bounded the noise that the step goes on with is still the model's own, as in
+    diffusers, unless `use_clipped_model_output`.
+    """
+    eta = _checks.require_float("eta", eta, minimum=0.0)
+    if eta > 1.0:
+        raise ValueError(f"eta must be in [0, 1], got {eta:g}")
+    config = scheduler.config
+    nodes = Nodes("ddim", _prediction(config))
+    remainder = []
+    end = scheduler.final_alpha_cumprod
+    for t, a_t, a_s, _ in _pairs(scheduler, end):
+        b_t = 1 - a_t
+        variance = (1 - a_s) / b_t * (1 - a_t / a_s)
+        std = eta * variance**0.5
+        # rounding may leave less than nothing where a_t = 0
+        direction = torch.clamp(1 - a_s - std**2, min=0.0) ** 0.5
+        slope = float(direction) / float(b_t**0.5)
+        root = float(a_t**0.5)
+        p, q = _data(config, a_t, b_t)
+        nodes.add(
+            a=[slope],
+            b=[float(a_s**0.5) - slope * root],
+            c=std,
+            p=p,
+            q=q,
+            time=t,
+            alpha=root,
+            sigma=b_t**0.5,
+        )
+        # eps(x0~) = eps(x0) - alpha_t / sigma_t (x0~ - x0)
+        remainder.append(-slope * root)
+    bound = bounds(config)
+    if bound and not use_clipped_model_output:
+        rest = torch.tensor(remainder, dtype=torch.float64)
+        return nodes.table(end**0.5, (1 - end) ** 0.5, rule=OutputRule(**bound, remainder=rest))
+    return nodes.table(end**0.5, (1 - end) ** 0.5, **_bounded(bound))
+
+
+def _bounded(bound: dict[str, Any]) -> dict[str, Any]:
+    # plain clipping needs no rule
+    if "quantile" in bound:
+        return {"rule": OutputRule(**bound)}
+    return {"clip_x0": bound.get("clip")}
+
+
+def _prediction(config: Any) -> str:
+    names = ("epsilon", "sample", "v_prediction")
+    return str(require(config, "prediction_type", names, "use one of them"))
+
+
+def _pairs(scheduler: Any, end: Number) -> list[tuple[int, Number, Number, bool]]:
+    """(t, a_t, a_s, whether it is the last) of every step."""
+    timesteps = [int(t) for t in scheduler.timesteps]
+    most = len(scheduler.alphas_cumprod) - 1
+    for t in timesteps:
+        if not 0 <= t <= most:
+            raise ValueError(
+                f"timesteps must lie in [0, {most}], got {t}: with steps_offset "
+                f"{scheduler.config.steps_offset} and {len(timesteps)} steps they leave the "
+                "schedule; use fewer steps, or steps_offset=0"
+            )
+    levels = [scheduler.alphas_cumprod[t] for t in timesteps]
+    is_epsilon = scheduler.config.prediction_type == "epsilon"
+    if is_epsilon and any(float(level) == 0.0 for level in levels):
+        raise ValueError(
+            'prediction_type "epsilon" says nothing about the data at the zero terminal SNR that '
+            'rescale_betas_zero_snr makes; use a model with "v_prediction" or "sample", or '
+            "rescale_betas_zero_snr=False"
+        )
+    after = [*levels[1:], end]
+    last = len(levels) - 1
+    return [
+        (t, a_t, a_s, i == last)
+        for i, (t, a_t, a_s) in enumerate(zip(timesteps, levels, after, strict=True))
+    ]
+
+
+def _data(config: Any, a_t: Number, b_t: Number) -> tuple[float, float]:
+    # P and Q of x0 = P x + Q m
+    root_a, root_b = float(a_t**0.5), float(b_t**0.5)
+    if config.prediction_type == "epsilon":
+        return 1.0 / root_a, -root_b / root_a
+    if config.prediction_type == "sample":
+        return 0.0, 1.0
+    return root_a, -root_b
