@@ -1,4 +1,4 @@
-"""The contrastive loss with the call of NVlabs/edm's `EDMLoss`."""
+"""EDM: its sampler and networks, and the contrastive loss with the call of its `EDMLoss`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ctd_engine._rows import check_batch, draw_normal, per_row
 from ctd_engine.integrations._denoiser import denoiser_loss, errors
+from ctd_engine.integrations._edm_sampler import heun_table, sampler
 
-__all__ = ["ContrastiveEDMLoss"]
+__all__ = ["ContrastiveEDMLoss", "heun_table", "sampler"]
 
 
 class ContrastiveEDMLoss:
