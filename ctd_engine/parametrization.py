@@ -112,7 +112,8 @@ def data_coefficients(
     Raises:
         ValueError: for an unknown prediction, "epsilon" where alpha = 0 (zero terminal SNR,
             flow t = 1), "v" where alpha^2 + sigma^2 is not 1. The two conditions on values are
-            checked on the CPU only, because they would stall another device.
+            checked on the CPU only, because they would stall another device, and not in compiled
+            code, whose graph they would break.
     """
     _check_scales(prediction, alpha, sigma, sigma_data)
     one = torch.ones_like(alpha)
@@ -150,7 +151,7 @@ def noise_coefficients(
     if prediction == "epsilon":
         return torch.zeros_like(alpha), one, one
     if prediction == "x0":
-        if sigma.device.type == "cpu" and bool((sigma == 0).any()):
+        if _is_readable(sigma) and bool((sigma == 0).any()):
             raise ValueError(
                 'sigma must be positive to read the noise from prediction "x0", got 0; '
                 "leave out the noise-free end of the schedule"
@@ -212,8 +213,8 @@ def model_time(time: str | None, schedule: Schedule, prediction: str, logsnr: Te
         Times of the shape of `logsnr`.
 
     Raises:
-        ValueError: for unknown names, "timestep" off a "vp" schedule, and (on the CPU) a time that
-            is infinite because alpha = 0.
+        ValueError: for unknown names, "timestep" off a "vp" schedule, and a time that is infinite
+            because alpha = 0 (checked as for `data_coefficients`).
     """
     check_prediction(prediction)
     check_time(time, schedule)
@@ -223,7 +224,7 @@ def model_time(time: str | None, schedule: Schedule, prediction: str, logsnr: Te
         return schedule.time(logsnr)
     if time == "flow":
         return torch.sigmoid(-0.5 * logsnr)
-    if logsnr.device.type == "cpu" and bool(torch.isneginf(logsnr).any()):
+    if _is_readable(logsnr) and bool(torch.isneginf(logsnr).any()):
         raise ValueError(
             f'time "{time}" is infinite where alpha = 0 (log-SNR of minus infinity: zero terminal '
             'SNR or flow t = 1); use time=None, "timestep" or "flow", or a schedule that stops '
@@ -236,6 +237,11 @@ def model_time(time: str | None, schedule: Schedule, prediction: str, logsnr: Te
     return -0.125 * logsnr
 
 
+def _is_readable(values: Tensor) -> bool:
+    """Whether values can be checked without stalling a device or breaking a compiled graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _check_scales(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: float) -> None:
     check_prediction(prediction)
     if alpha.shape != sigma.shape:
@@ -244,7 +250,7 @@ def _check_scales(prediction: str, alpha: Tensor, sigma: Tensor, sigma_data: flo
         )
     if prediction == "edm" and not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    if alpha.device.type != "cpu":
+    if not _is_readable(alpha):
         return
     if prediction == "epsilon" and bool((alpha == 0).any()):
         raise ValueError(
