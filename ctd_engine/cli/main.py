@@ -14,8 +14,10 @@ COMMANDS = {
     "train": "Train a denoiser on digits, points or images.",
     "sample": "Sample a checkpoint, in parallel or sequentially.",
     "demo": "Sample 64 digits both ways, compare them, draw the pictures.",
+    "experiment": "Compare denoising with contrastive training in 1D, 2D and on digits.",
     "info": "Tell which back-ends are active, and why others are not.",
     "bench": "Run the benchmarks.",
+    "convert-edm": "Turn a pickled network of EDM into safetensors.",
 }
 
 
@@ -27,8 +29,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ctd_engine.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"ctd_engine.cli.{name}")
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ctd_engine._rows import check_batch, draw_normal, per_row
 from ctd_engine.integrations._denoiser import denoiser_loss, errors
+from ctd_engine.integrations._edm_convert import convert_pickle
 from ctd_engine.integrations._edm_sampler import heun_table, sampler
 
-__all__ = ["ContrastiveEDMLoss", "heun_table", "sampler"]
+__all__ = ["ContrastiveEDMLoss", "convert_pickle", "heun_table", "sampler"]
 
 
 class ContrastiveEDMLoss:
