@@ -11,7 +11,7 @@ from ctd_engine import _checks
 
 __all__ = ["BoundRule", "OutputRule"]
 
-VARIANCES = ("learned", "learned_range")
+VARIANCES = ("learned", "learned_range", "unused")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +33,9 @@ class OutputRule:
         remainder: R [N], for solvers that go on with the noise of the unbounded x0~.
         variance: the model returns twice the channels and its second half v is about the variance:
             "learned": s_i = sqrt(v); "learned_range": log s_i runs from log low_i at v = -1 to
-            log high_i at v = 1 (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15). Where C[i] is
-            0 nothing is added. Guidance combines the first half alone and takes v from the
-            conditional output.
+            log high_i at v = 1 (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15); "unused": s_i
+            is C[i] all the same. Where C[i] is 0 nothing is added. Guidance combines the first half
+            alone and takes v from the conditional output.
         low, high: standard deviations [N], of "learned_range" only.
 
     Raises:
@@ -146,7 +146,7 @@ class BoundRule:
 
     def _scale(self, v: Tensor, node: Tensor) -> Tensor:
         c = self._c[node]
-        if self._rule.variance is None:
+        if self._rule.variance in (None, "unused"):
             return c
         if self._low is None or self._high is None:
             return torch.where(c > 0, v.sqrt(), 0.0)

@@ -14,10 +14,22 @@ from ctd_engine._grid import Grid
 from ctd_engine._output_rule import OutputRule
 from ctd_engine._table import SolverTable
 
-__all__ = ["Nodes", "Number", "bounds", "require"]
+__all__ = [
+    "Nodes",
+    "Number",
+    "bounded",
+    "bounds",
+    "prediction_of",
+    "refuse_epsilon",
+    "refuse_epsilon_of_pure_noise",
+    "require",
+]
 
 # a number of the scheduler's own tables: a tensor without dimensions, in its precision
 Number = Any
+
+# diffusers keeps alpha² at 2^-24 where zero terminal SNR is meant, so that sigma / alpha is 4096
+LARGEST_RATIO = 4095.0
 
 PREDICTIONS = {
     "epsilon": "epsilon",
@@ -93,6 +105,9 @@ class Nodes:
         times = _vector(v["time"])
         logsnr = 2.0 * (alphas.log() - sigmas.log())
         scale = posterior_std(Grid(alphas, sigmas, logsnr, times)).nan_to_num(nan=0.0)
+        # the second stage of a step lies at the level it goes to: the step's own noise judges it
+        is_stage = sigmas[1:] / alphas[1:] == sigmas[:-1] / alphas[:-1]
+        scale[1:] = torch.where(is_stage[1:], scale[:-1], scale[1:])
         return SolverTable(
             name=self.name,
             prediction=PREDICTIONS[self.prediction],
@@ -132,12 +147,42 @@ def bounds(config: Any) -> dict[str, Any]:
     return {}
 
 
+def bounded(config: Any) -> dict[str, Any]:
+    """Arguments of a table whose steps know nothing of x0 but its bounded value."""
+    bound = bounds(config)
+    variance = "unused" if config.get("variance_type") in ("learned", "learned_range") else None
+    if "quantile" in bound or variance is not None:
+        return {"rule": OutputRule(**bound, variance=variance)}
+    # plain clipping needs no rule
+    return {"clip_x0": bound.get("clip")}
+
+
 def require(config: Any, name: str, choices: Sequence[Any], instead: str) -> Any:
     """The option's value, one of those that have a table."""
     value = config[name]
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(
-            f"{name} must be one of {listed} to have a table, got {value!r}; {instead}"
-        )
+        raise ValueError(f"{name} must be {listed} to have a table, got {value!r}; {instead}")
     return value
+
+
+def prediction_of(config: Any, names: Sequence[str]) -> str:
+    """The prediction type, one of those that the scheduler knows."""
+    return str(require(config, "prediction_type", names, "use one of them"))
+
+
+def refuse_epsilon_of_pure_noise(config: Any, sigmas: Tensor) -> None:
+    """Raise where eps says nothing about the data: zero terminal SNR, in sigma / alpha."""
+    if config.prediction_type != "epsilon" or not config.get("rescale_betas_zero_snr", False):
+        return
+    if float(sigmas.max()) > LARGEST_RATIO:
+        refuse_epsilon()
+
+
+def refuse_epsilon() -> None:
+    """Raise the error of epsilon prediction at zero terminal SNR."""
+    raise ValueError(
+        'prediction_type "epsilon" says nothing about the data at the zero terminal SNR that '
+        'rescale_betas_zero_snr makes; use a model with "v_prediction" or "sample", or '
+        "rescale_betas_zero_snr=False"
+    )

@@ -13,7 +13,15 @@ import torch
 from ctd_engine import _checks
 from ctd_engine._output_rule import OutputRule
 from ctd_engine._table import SolverTable
-from ctd_engine.integrations.diffusers._nodes import Nodes, Number, bounds, require
+from ctd_engine.integrations.diffusers._nodes import (
+    Nodes,
+    Number,
+    bounded,
+    bounds,
+    prediction_of,
+    refuse_epsilon,
+    require,
+)
 
 __all__ = ["ddim", "ddpm"]
 
@@ -25,6 +33,7 @@ VARIANCES = (
     "learned",
     "learned_range",
 )
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
 # what diffusers keeps under a variance whose logarithm may be taken
 LEAST_VARIANCE = 1e-20
 
@@ -37,7 +46,7 @@ def ddpm(scheduler: Any) -> SolverTable:
     """
     config = scheduler.config
     kind = require(config, "variance_type", VARIANCES, "use one of them")
-    nodes = Nodes("ddpm", _prediction(config))
+    nodes = Nodes("ddpm", prediction_of(config, PREDICTIONS))
     low, high = [], []
     for t, a_t, a_s, is_last in _pairs(scheduler, torch.tensor(1.0)):
         b_t, b_s = 1 - a_t, 1 - a_s
@@ -63,12 +72,11 @@ def ddpm(scheduler: Any) -> SolverTable:
         )
     bound = bounds(config)
     if not kind.startswith("learned"):
-        return nodes.table(1.0, 0.0, **_bounded(bound))
-    rule = OutputRule(**bound, variance=kind)
-    if kind == "learned_range":
-        ends = (torch.tensor(values, dtype=torch.float64) for values in (low, high))
-        rule = OutputRule(**bound, variance=kind, low=next(ends), high=next(ends))
-    return nodes.table(1.0, 0.0, rule=rule)
+        return nodes.table(1.0, 0.0, **bounded(config))
+    if kind == "learned":
+        return nodes.table(1.0, 0.0, rule=OutputRule(**bound, variance=kind))
+    least, most = (torch.tensor(values, dtype=torch.float64) for values in (low, high))
+    return nodes.table(1.0, 0.0, rule=OutputRule(**bound, variance=kind, low=least, high=most))
 
 
 def ddim(
@@ -83,7 +91,7 @@ def ddim(
     if eta > 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta:g}")
     config = scheduler.config
-    nodes = Nodes("ddim", _prediction(config))
+    nodes = Nodes("ddim", prediction_of(config, PREDICTIONS))
     remainder = []
     end = scheduler.final_alpha_cumprod
     for t, a_t, a_s, _ in _pairs(scheduler, end):
@@ -111,19 +119,7 @@ def ddim(
     if bound and not use_clipped_model_output:
         rest = torch.tensor(remainder, dtype=torch.float64)
         return nodes.table(end**0.5, (1 - end) ** 0.5, rule=OutputRule(**bound, remainder=rest))
-    return nodes.table(end**0.5, (1 - end) ** 0.5, **_bounded(bound))
-
-
-def _bounded(bound: dict[str, Any]) -> dict[str, Any]:
-    # plain clipping needs no rule
-    if "quantile" in bound:
-        return {"rule": OutputRule(**bound)}
-    return {"clip_x0": bound.get("clip")}
-
-
-def _prediction(config: Any) -> str:
-    names = ("epsilon", "sample", "v_prediction")
-    return str(require(config, "prediction_type", names, "use one of them"))
+    return nodes.table(end**0.5, (1 - end) ** 0.5, **bounded(config))
 
 
 def _pairs(scheduler: Any, end: Number) -> list[tuple[int, Number, Number, bool]]:
@@ -140,11 +136,7 @@ def _pairs(scheduler: Any, end: Number) -> list[tuple[int, Number, Number, bool]
     levels = [scheduler.alphas_cumprod[t] for t in timesteps]
     is_epsilon = scheduler.config.prediction_type == "epsilon"
     if is_epsilon and any(float(level) == 0.0 for level in levels):
-        raise ValueError(
-            'prediction_type "epsilon" says nothing about the data at the zero terminal SNR that '
-            'rescale_betas_zero_snr makes; use a model with "v_prediction" or "sample", or '
-            "rescale_betas_zero_snr=False"
-        )
+        refuse_epsilon()
     after = [*levels[1:], end]
     last = len(levels) - 1
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctd_engine import _checks
 from ctd_engine._table import SolverTable
-from ctd_engine.integrations.diffusers import ddpm, flow, sigma_space
+from ctd_engine.integrations.diffusers import ddpm, edm, flow, multistep, sigma_space, unipc
 
 __all__ = ["FAMILIES", "solver_table"]
 
@@ -19,6 +19,12 @@ FAMILIES: dict[str, Callable[..., SolverTable]] = {
     "DDIMScheduler": ddpm.ddim,
     "DDIMParallelScheduler": ddpm.ddim,
     "EulerDiscreteScheduler": sigma_space.euler,
+    "EulerAncestralDiscreteScheduler": sigma_space.euler_ancestral,
+    "HeunDiscreteScheduler": sigma_space.heun,
+    "DPMSolverMultistepScheduler": multistep.dpmsolver,
+    "UniPCMultistepScheduler": unipc.unipc,
+    "EDMEulerScheduler": edm.edm_euler,
+    "EDMDPMSolverMultistepScheduler": edm.edm_dpmsolver,
     "FlowMatchEulerDiscreteScheduler": flow.flow_euler,
 }
 
