@@ -17,7 +17,8 @@ from ctd_engine._rows import (
     per_row,
     repeat_cond,
 )
-from ctd_engine.logsnr_distributions import LogSNRDistribution, training_levels
+from ctd_engine._training_levels import training_levels
+from ctd_engine.logsnr_distributions import LogSNRDistribution
 from ctd_engine.parametrization import (
     check_prediction,
     check_time,

@@ -55,7 +55,7 @@ class NoiseClassifier:
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
         time: what the model is told, as for the losses.
         alpha: distribution of the log-SNR over which the likelihood is integrated, cut to the
-            schedule's range; None for a wide logistic. `logistic_from_data` finds one.
+            schedule's range; None for a wide logistic. `alpha_from_data` finds one.
         num_draws: draws of log-SNR and noise per point.
         max_rows: most rows per model call.
         sigma_data: standard deviation of the data, for "edm" only.

@@ -12,21 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from ctd_engine.schedules import Schedule
 
 __all__ = [
     "LogSNRDistribution",
     "TruncatedLogistic",
     "TruncatedNormal",
     "Uniform",
+    "alpha_from_data",
     "logistic_from_data",
-    "training_levels",
+    "zeta_from_data",
 ]
 
 _Self = TypeVar("_Self", bound="LogSNRDistribution")
@@ -169,7 +167,7 @@ class Uniform(LogSNRDistribution):
         return torch.ones_like(x)
 
 
-def logistic_from_data(data: Tensor, *, clip: float = 4.0) -> TruncatedLogistic:
+def alpha_from_data(data: Tensor, *, clip: float = 4.0) -> TruncatedLogistic:
     """The logistic whose mean and variance suit the data's covariance spectrum.
 
     A Gaussian direction of variance v contributes a logistic of location -log(v) and scale 1 to
@@ -185,66 +183,71 @@ def logistic_from_data(data: Tensor, *, clip: float = 4.0) -> TruncatedLogistic:
     Raises:
         ValueError: if there are fewer than two samples or they do not vary.
     """
+    logs = _variances(data).log()
+    spread = float(logs.var(unbiased=False)) * 3.0 / math.pi**2
+    return TruncatedLogistic(-float(logs.mean()), math.sqrt(1.0 + spread), clip=clip)
+
+
+# the name of `alpha_from_data` before there was one for zeta
+logistic_from_data = alpha_from_data
+
+# noise that costs this many nats in all is hardly to be seen, and this many per element is coarse
+_LEAST_NATS = 0.01
+_MOST_NATS_PER_ELEMENT = 0.5
+
+
+def zeta_from_data(data: Tensor) -> Uniform:
+    """Log-SNRs at which noise on the data is to be seen, but not at the first glance.
+
+    Noise of log-SNR zeta widens Gaussian data of variances v by
+
+        S(zeta) = 1/2 sum_d log(1 + exp(-zeta) / v_d)   nats.
+
+    The distribution is uniform from where S is half a nat per direction (noise as large as the
+    data) to where it is 0.01 nats in all: [-0.5, 4.6] for points in the plane of unit variance,
+    [4.1, 16.6] for 8x8 digits in [-1, 1]. (The paper takes [6, 15] for images.)
+
+    Args:
+        data: samples, `[num_samples, *shape]`, at least two.
+
+    Returns:
+        The distribution to pass as `zeta`.
+
+    Raises:
+        ValueError: if there are fewer than two samples or they do not vary.
+    """
+    precisions = 1.0 / _variances(data)
+    return Uniform(
+        _where_noise_costs(precisions, _MOST_NATS_PER_ELEMENT * len(precisions)),
+        _where_noise_costs(precisions, _LEAST_NATS),
+    )
+
+
+def _where_noise_costs(precisions: Tensor, nats: float) -> float:
+    """The log-SNR zeta at which 1/2 sum log(1 + exp(-zeta) precision) is so many nats."""
+    # between the answers if all directions were like the widest, and like the narrowest
+    per_direction = math.log(math.expm1(2.0 * nats / len(precisions)))
+    low, high = (float(precisions.log().aminmax()[i]) - per_direction for i in (0, 1))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        cost = 0.5 * float(torch.log1p(math.exp(-middle) * precisions).sum())
+        low, high = (middle, high) if cost > nats else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _variances(data: Tensor) -> Tensor:
+    """Variances of the data along its own axes, fp64, without those that are numerically 0."""
     if data.dim() < 2 or data.shape[0] < 2:
         raise ValueError(
             f"data must have shape [num_samples >= 2, *shape], got {tuple(data.shape)}"
         )
     flat = data.detach().flatten(1).to("cpu", torch.float64)
     centred = flat - flat.mean(0)
-    variances = torch.linalg.svdvals(centred) ** 2 / flat.shape[0]
+    # the smaller of the two products has the same eigenvalues
+    product = centred.T @ centred if len(flat) > flat.shape[1] else centred @ centred.T
+    variances = torch.linalg.eigvalsh(product) / len(flat)
     # directions without variance would put the location at infinity
     variances = variances[variances > 1e-6 * variances.max()]
     if len(variances) == 0:
         raise ValueError("data must vary between samples, got identical samples")
-    logs = variances.log()
-    spread = float(logs.var(unbiased=False)) * 3.0 / math.pi**2
-    return TruncatedLogistic(-float(logs.mean()), math.sqrt(1.0 + spread), clip=clip)
-
-
-_LEVELS: dict[str, LogSNRDistribution | None] = {
-    "discrete": None,
-    # EDM: log(sigma) normal with mean -1.2 and standard deviation 1.2
-    "lognormal": TruncatedNormal(2.4, 2.4),
-    # flow matching: logit(t) standard normal, and t uniform
-    "logit_normal": TruncatedNormal(0.0, 2.0),
-    "uniform": TruncatedLogistic(0.0, 2.0, clip=math.inf),
-}
-_DEFAULT_LEVELS = {"vp": "discrete", "ve": "lognormal", "flow": "logit_normal"}
-
-
-def training_levels(
-    levels: str | LogSNRDistribution | None, schedule: Schedule
-) -> LogSNRDistribution | None:
-    """Distribution of the noise level in training, cut to the schedule's range.
-
-    Args:
-        levels: "discrete", "lognormal", "logit_normal", "uniform", a distribution, or None for the
-            one that is usual for the schedule's kind.
-        schedule: the noise schedule.
-
-    Returns:
-        The distribution, or None for a uniform index of the schedule's grid ("discrete").
-
-    Raises:
-        TypeError: if `levels` is of another type.
-        ValueError: if the name is unknown or does not fit the schedule.
-    """
-    if levels is None:
-        levels = _DEFAULT_LEVELS[schedule.kind]
-    if isinstance(levels, str):
-        if levels not in _LEVELS:
-            names = ", ".join(f'"{name}"' for name in _LEVELS)
-            raise ValueError(f'levels must be None or one of {names}, got "{levels}"')
-        if levels == "discrete" and schedule.kind != "vp":
-            raise ValueError(
-                'levels "discrete" needs a schedule with discrete timesteps (kind "vp"), got '
-                f'schedule "{schedule.name}" of kind "{schedule.kind}"'
-            )
-        chosen = _LEVELS[levels]
-    elif isinstance(levels, LogSNRDistribution):
-        chosen = levels
-    else:
-        raise TypeError(
-            f"levels must be a name, a LogSNRDistribution or None, got {type(levels).__name__}"
-        )
-    return None if chosen is None else chosen.truncated(*schedule.logsnr_range)
+    return variances

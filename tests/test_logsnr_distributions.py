@@ -16,7 +16,9 @@ from ctd_engine.logsnr_distributions import (
     TruncatedLogistic,
     TruncatedNormal,
     Uniform,
+    alpha_from_data,
     logistic_from_data,
+    zeta_from_data,
 )
 
 DISTRIBUTIONS = [
@@ -91,19 +93,63 @@ def test_reproducible_and_independent_of_the_global_generator() -> None:
     assert first.shape == (5, 3)
 
 
-def test_logistic_from_data() -> None:
+def test_alpha_from_data() -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(20_000, 3, 2, generator=generator) * 0.5
-    distribution = logistic_from_data(data, clip=4.0)
+    distribution = alpha_from_data(data, clip=4.0)
     assert distribution.loc == pytest.approx(-math.log(0.25), abs=0.03)
     assert distribution.scale == pytest.approx(1.0, abs=0.01)
     # flat directions, as at the border of digit images, are left out
     padded = torch.cat([data.flatten(1), torch.full((len(data), 4), -1.0)], 1)
-    assert logistic_from_data(padded).loc == pytest.approx(distribution.loc, abs=1e-9)
+    assert alpha_from_data(padded).loc == pytest.approx(distribution.loc, abs=1e-9)
     stretched = data * torch.tensor([[1.0], [0.1], [0.01]])
-    assert logistic_from_data(stretched).scale == pytest.approx(
+    assert alpha_from_data(stretched).scale == pytest.approx(
         math.sqrt(1 + 3 / math.pi**2 * math.log(100.0) ** 2 * 2 / 3), rel=0.01
     )
+
+
+def axes_of(variances: list[float], num_samples: int) -> torch.Tensor:
+    """Data of exactly these variances along its axes, in an order that is not the axes'."""
+    generator = torch.Generator().manual_seed(1)
+    size = len(variances)
+    shape = (num_samples, size + 1)
+    basis, _ = torch.linalg.qr(torch.randn(shape, generator=generator, dtype=torch.float64))
+    # columns without mean, orthogonal to each other
+    centred, _ = torch.linalg.qr(basis[:, :size] - basis[:, :size].mean(0))
+    scales = torch.tensor(variances, dtype=torch.float64).sqrt() * math.sqrt(num_samples)
+    turn, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    return (centred * scales) @ turn + 3.0
+
+
+@pytest.mark.parametrize("num_samples", [12, 300])
+@pytest.mark.parametrize("variances", [[1.0], [0.2, 0.2], [4.0, 1.0, 1e-3, 1e-4]])
+def test_zeta_from_data_is_where_noise_costs_what_it_says(
+    variances: list[float], num_samples: int
+) -> None:
+    zeta = zeta_from_data(axes_of(variances, num_samples))
+    assert isinstance(zeta, Uniform)
+    costs = [
+        0.5 * sum(math.log1p(math.exp(-level) / v) for v in variances) for level in zeta.support
+    ]
+    assert costs == pytest.approx([0.5 * len(variances), 0.01], rel=1e-6)
+
+
+def test_zeta_from_data_moves_with_the_scale_and_grows_with_the_size() -> None:
+    unit = zeta_from_data(axes_of([1.0, 0.1], 50)).support
+    small = zeta_from_data(0.1 * axes_of([1.0, 0.1], 50)).support
+    shift = math.log(100.0)
+    assert small == pytest.approx((unit[0] + shift, unit[1] + shift), rel=1e-9)
+    # noise on many elements is seen earlier, and what is coarse per element stays
+    many = zeta_from_data(axes_of([1.0, 0.1] * 50, 300)).support
+    assert many[0] == pytest.approx(unit[0], rel=1e-6)
+    assert many[1] == pytest.approx(unit[1] + math.log(50.0), abs=0.02)
+    # elements that never change do not count
+    flat = torch.cat([axes_of([1.0, 0.1], 50), torch.ones(50, 3, dtype=torch.float64)], 1)
+    assert zeta_from_data(flat).support == pytest.approx(unit, rel=1e-6)
+
+
+def test_the_older_name_of_alpha_from_data() -> None:
+    assert logistic_from_data is alpha_from_data
 
 
 @pytest.mark.parametrize(
@@ -118,8 +164,10 @@ def test_logistic_from_data() -> None:
         (lambda: Uniform(3.0, 3.0), "low must be below high"),
         (lambda: Uniform(3.0, math.inf), "low must be below high, both finite"),
         (lambda: Uniform(3.0, 4.0).truncated(5.0, 6.0), "empty: uniform on \\[3.0, 4.0\\]"),
-        (lambda: logistic_from_data(torch.zeros(1, 3)), r"num_samples >= 2.*got \(1, 3\)"),
-        (lambda: logistic_from_data(torch.ones(5, 3)), "data must vary between samples"),
+        (lambda: alpha_from_data(torch.zeros(1, 3)), r"num_samples >= 2.*got \(1, 3\)"),
+        (lambda: alpha_from_data(torch.ones(5, 3)), "data must vary between samples"),
+        (lambda: zeta_from_data(torch.zeros(3)), r"num_samples >= 2.*got \(3,\)"),
+        (lambda: zeta_from_data(torch.ones(5, 3)), "data must vary between samples"),
     ],
 )
 def test_rejects(make: Callable[[], object], match: str) -> None:
