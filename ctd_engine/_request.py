@@ -176,7 +176,7 @@ class SamplerBase:
         if x_init is not None:
             start = self._tensor(
                 "x_init", x_init, (num_samples, *self.shape), "(num_samples, *shape)"
-            ).view(num_samples, num_elements)
+            ).reshape(num_samples, num_elements)
         source: NoiseSource = CounterNoise(seed_list, num_elements, self.device)
         if isinstance(noise, torch.Tensor):
             expected = (self.table.num_nodes, num_samples, *self.shape)

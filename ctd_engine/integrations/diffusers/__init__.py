@@ -6,6 +6,7 @@ scheduler is known by the name of its class.
 
 from __future__ import annotations
 
+from ctd_engine.integrations.diffusers.pipelines import parallelize, restore
 from ctd_engine.integrations.diffusers.tables import solver_table
 
-__all__ = ["solver_table"]
+__all__ = ["parallelize", "restore", "solver_table"]

@@ -1,0 +1,84 @@
+"""A pipeline's model, conditioning and guidance as `model(x [R, *shape], t [R], rows [R])`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctd_engine.integrations.diffusers._calls import ModelCall, first_channels
+from ctd_engine.integrations.diffusers._mix import Mix
+
+__all__ = ["RowModel"]
+
+
+class RowModel:
+    """What a pipeline's step computes from latents, for any rows of any samples and steps.
+
+    Rows of one call stay in the pipeline's order, all of one branch after all of another, because
+    some attention processors count on it.
+
+    Args:
+        model: the pipeline's.
+        calls: the calls of one step.
+        mix: how the pipeline combines their rows.
+        divisor: the pipeline divides timesteps by it before it tells the model.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, calls: Sequence[ModelCall], mix: Mix, divisor: float
+    ) -> None:
+        self._model = model
+        self.load(calls, mix, divisor)
+
+    def load(self, calls: Sequence[ModelCall], mix: Mix, divisor: float) -> None:
+        """Take over other calls; what a row costs stays known if they have the same form."""
+        device = calls[0].x.device
+        self._divisor = divisor
+        self._scales = mix.scales.to(device)
+        self._calls: list[tuple[ModelCall, Tensor, list[int]]] = []
+        begin = 0
+        for call in calls:
+            end = begin + call.count
+            is_here = (mix.rows >= begin) & (mix.rows < end)
+            if not bool((is_here.all(0) | ~is_here.any(0)).all()):
+                raise ValueError(
+                    "a branch of guidance must lie in one model call for all samples; "
+                    "restore(pipe) and run this pipeline sequentially"
+                )
+            branches = is_here[0].nonzero()[:, 0].tolist()
+            if branches:
+                self._calls.append((call, (mix.rows[:, branches] - begin).to(device), branches))
+            begin = end
+
+    @property
+    def form(self) -> Any:
+        """What the cost of a row depends on."""
+        return tuple((call.form, tuple(branches)) for call, _, branches in self._calls)
+
+    def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """The combined output [R, *shape] for samples `rows`."""
+        parts: list[Tensor] = []
+        scales: list[Tensor] = []
+        for call, at, branches in self._calls:
+            copies = len(branches)
+            time = t.to(call.time.dtype)
+            time = time if self._divisor == 1 else time / self._divisor
+            out = call.again(
+                self._model,
+                x.repeat(copies, *[1] * (x.dim() - 1)),
+                time.repeat(copies),
+                at[rows].T.flatten(),
+            )
+            parts += first_channels(out, tuple(x.shape[1:])).chunk(copies)
+            scales += [self._scales[:, branch] for branch in branches]
+        if len(parts) == 1:
+            return parts[0]
+        dtype = torch.promote_types(parts[0].dtype, torch.float32)
+        ones = [1] * (x.dim() - 1)
+        combined = torch.zeros_like(parts[0], dtype=dtype)
+        for part, scale in zip(parts, scales, strict=True):
+            combined += scale[rows].to(dtype).view(-1, *ones) * part
+        return combined
