@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ctd_engine import _ext
+from ctd_engine._final_points import PointReader
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
@@ -103,6 +104,7 @@ def run_resident(
     history: list[RoundRecord] = []
     evaluations, rows_before = 0, rounds.num_rows_run
     is_cancelled = False
+    reader = PointReader(request, rounds.store) if settings.tells_points else None
     bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
     with bar:
         plan = rounds.latest
@@ -112,7 +114,17 @@ def run_resident(
             plan = after
             done = nodes * after.num_finished + int(after.start[after.sample >= 0].sum())
             bar.update(done - bar.n)
-            told = RoundProgress(len(history), evaluations, after.num_finished, num_samples)
+            if reader is not None:
+                runs = after.sample >= 0
+                reader.move(after.sample[runs], after.start[runs])
+                reader.move([end.sample for end in after.ended], nodes)
+            told = RoundProgress(
+                len(history),
+                evaluations,
+                after.num_finished,
+                num_samples,
+                None if reader is None else reader.points(),
+            )
             is_cancelled = callback is not None and callback(told) is True
     for after in rounds.drain():
         if plan.num_rows > 0:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ctd_engine._final_points import PointReader
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore, to_windows
@@ -60,6 +61,7 @@ class RoundSettings:
     scheduler_backend: str | None
     graphs: GraphSwitch
     keep_trajectory: bool = False
+    tells_points: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
         device=settings.device,
         backend=settings.backend,
         num_recorded=request.num_samples if settings.keep_trajectory else 0,
+        records_x0=settings.tells_points,
     )
 
 
@@ -110,7 +113,7 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
         "window_size": settings.window_size,
         "max_rows": settings.max_rows,
         "num_slots": num_slots,
-        # a predicted guess needs an evaluation first
+        # a predicted guess needs an evaluation first; "zero" holds x0 = 0 before there is one
         "first_length": 1 if settings.guess == "predicted" else settings.window_size,
         "max_rounds": settings.max_rounds,
         "lockstep": settings.lockstep,
@@ -136,6 +139,7 @@ def run_rounds(
     ends: list[Finished] = []
     history: list[RoundRecord] = []
     evaluations = 0
+    reader = PointReader(request, store) if settings.tells_points else None
     in_slot = np.full(num_slots, -1)
     bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
     with bar:
@@ -157,10 +161,20 @@ def run_rounds(
                 windows, sample, row_sample, m, m_null, request.denoiser.guidance_scale
             )
             # sync: the scheduler runs on the host and needs every window's advance
-            finished = scheduler.step(accepted.cpu().numpy(), finite.cpu().numpy())
+            advance = accepted.cpu().numpy()
+            finished = scheduler.step(advance, finite.cpu().numpy())
             history.append(RoundRecord(plan.sample, plan.start, plan.length))
             evaluations += len(x)
-            told = RoundProgress(len(history), evaluations, len(ends) + len(finished), num_samples)
+            if reader is not None:
+                reader.move(plan.sample, plan.start + advance)
+                reader.move([end.sample for end in finished], nodes)
+            told = RoundProgress(
+                len(history),
+                evaluations,
+                len(ends) + len(finished),
+                num_samples,
+                None if reader is None else reader.points(),
+            )
             if callback is not None and callback(told) is True:
                 finished += scheduler.cancel()
             for end in finished:
@@ -169,9 +183,7 @@ def run_rounds(
         bar.update(nodes * len(ends) - bar.n)
     ends.sort(key=lambda end: end.sample)
     trajectory = store.trajectory(request.starts()) if settings.keep_trajectory else None
-    return Outcome(
-        samples, ends, history, evaluations, store.state_bytes, trajectory=trajectory
-    )
+    return Outcome(samples, ends, history, evaluations, store.state_bytes, trajectory=trajectory)
 
 
 def _collect(end: Finished, store: TrajectoryStore, samples: torch.Tensor, nodes: int) -> None:

@@ -17,20 +17,30 @@ from ctd_engine.solvers import SolverTable
 
 __all__ = ["TrajectoryStore", "bound_rule", "picard_slopes", "solver_coefficients", "to_windows"]
 
-METHODS = ("picard", "order_k", "data")
-GUESSES = ("predicted", "copy")
+METHODS = ("picard", "order_k", "data", "gaussian")
+GUESSES = ("predicted", "zero", "copy")
+# of images in [-1, 1], and the sigma_data of EDM (Karras et al. 2022, table 1)
+DATA_STD = 0.5
 
 
 def picard_slopes(table: SolverTable, method: str) -> torch.Tensor:
     """G [N, K] of the Picard update.
 
     "picard": 1, ParaDiGMS (arXiv 2305.16317, Alg. 1); "order_k": A, the raw recurrence (ParaTAA,
-    arXiv 2402.09970); "data": A of the recurrence written in x0.
+    arXiv 2402.09970); "data": A of the recurrence written in x0; "gaussian": the derivative of the
+    step for data N(mean, 0.5² I), whose exact x0 changes by J = 0.25 alpha / (0.25 alpha² + sigma²)
+    per change of x: Newton's method there.
     """
     if method == "order_k":
         return table.A
     if method == "data":
         return table.A_x0
+    if method == "gaussian":
+        alpha, sigma = table.alpha[:-1], table.sigma[:-1]
+        j = DATA_STD**2 * alpha / ((DATA_STD * alpha).square() + sigma.square())
+        # what wraps around before node 0 meets coefficients that are 0 there
+        lagged = torch.stack([j.roll(k) for k in range(table.order)], dim=1)
+        return table.A_x0 + table.B_x0 * lagged
     g = torch.zeros_like(table.A)
     g[:, 0] = 1.0
     return g
@@ -112,18 +122,23 @@ class TrajectoryStore:
         device: torch.device,
         backend: str | None,
         num_recorded: int = 0,
+        records_x0: bool = False,
     ) -> None:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
         self.x0 = torch.zeros_like(self.x)
         # the last state of every node, [B, N + 1, D]; node 0 collects what is no point
         self._record = self.x.new_full((num_recorded, table.num_nodes + 1, num_elements), torch.nan)
+        # and its last data prediction; here node N collects what is none
+        self._record_x0 = torch.full_like(
+            self._record[: num_recorded if records_x0 else 0], torch.nan
+        )
         self.num_nodes = table.num_nodes
         self._is_stochastic = table.is_stochastic
         self._coefficients = solver_coefficients(table, method, dtype, device)
-        self._guesses_noise = guess == "predicted" and self._is_stochastic
+        self._guesses_noise = guess != "copy" and self._is_stochastic
         self._guess_coefficients = (
-            self._coefficients if guess == "predicted" else copying(self._coefficients)
+            copying(self._coefficients) if guess == "copy" else self._coefficients
         )
         self._rule = bound_rule(table, dtype, device)
         if self._rule is not None:
@@ -144,17 +159,27 @@ class TrajectoryStore:
         """A copy of the recorded points [B, N + 1, D]; NaN where no window has been."""
         return torch.cat([starts[:, None], self._record[:, 1:]], dim=1)
 
+    def recorded(self, node: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The recorded x and x0 of a node, [B, D], to be read before the next round."""
+        return self._record[:, node], self._record_x0[:, node]
+
     def clear_record(self) -> None:
         """Forget the recorded points of another request."""
         self._record.fill_(torch.nan)
+        self._record_x0.fill_(torch.nan)
 
     def _keep(self, windows: Windows, sample: torch.Tensor) -> None:
         # a node is written until it is accepted, so that its last value is the accepted one
         offsets = torch.arange(windows.max_length, device=self.x.device)
         nodes = windows.start[:, None] + 1 + offsets
-        nodes = nodes.where(offsets < windows.length[:, None], 0)
+        is_inside = offsets < windows.length[:, None]
+        nodes = nodes.where(is_inside, 0)
         points = self.x[windows.slot[:, None], nodes % self.x.shape[1]]
         self._record[sample[:, None], nodes] = points
+        if len(self._record_x0) > 0:
+            nodes = (nodes - 1).where(is_inside, self.num_nodes)
+            estimates = self.x0[windows.slot[:, None], nodes % self.x.shape[1]]
+            self._record_x0[sample[:, None], nodes] = estimates
 
     def admit(self, slot: int, x_initial: torch.Tensor) -> None:
         """Start a sample in a slot; what its predecessor left is never read."""

@@ -12,7 +12,15 @@ import torch
 
 from ctd_engine.window_plan import WindowPlan
 
-__all__ = ["Callback", "RoundProgress", "RoundRecord", "SampleResult", "SampleStats", "StopReason"]
+__all__ = [
+    "Callback",
+    "FinalPoints",
+    "RoundProgress",
+    "RoundRecord",
+    "SampleResult",
+    "SampleStats",
+    "StopReason",
+]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -29,13 +37,31 @@ class StopReason(enum.Enum):
 
 
 @dataclass(frozen=True)
+class FinalPoints:
+    """The points that no later round changes.
+
+    Nodes below `num_final[b]` are final for sample b, all N once it has ended (NaN where it never
+    came to). `x(node)` and `x0(node)` copy the states and the data predictions of all samples,
+    [B, *shape].
+    """
+
+    num_final: IntArray
+    x: Callable[[int], torch.Tensor]
+    x0: Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class RoundProgress:
-    """What a callback is told after every round (every step of the sequential sampler)."""
+    """What a callback is told after every round (every step of the sequential sampler).
+
+    `points` are those of a parallel run with `keep_trajectory`.
+    """
 
     round: int
     evaluations: int
     num_finished: int
     num_samples: int
+    points: FinalPoints | None = None
 
 
 Callback = Callable[[RoundProgress], "bool | None"]

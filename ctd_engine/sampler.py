@@ -58,8 +58,11 @@ class ParallelSampler(SamplerBase):
             run and with them the windows and, within the tolerance, the samples.
         tolerance: a point is accepted when its root mean squared change is at most `tolerance`
             times the standard deviation of the noise that the step from it adds.
-        method: "picard", "order_k" or "data", the slope of the update (`docs/algorithm.md`).
-        guess: "predicted" (x0 held, true noise) or "copy" (ParaDiGMS) for new window points.
+        method: "picard", "order_k", "data" or "gaussian", the slope of the update; `docs/methods.md`
+            says which one pays where.
+        guess: for new window points: "predicted" (x0 held, true noise; the first round evaluates one
+            point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
+            (ParaDiGMS).
         max_rows: rows of one model batch, shared fairly among the samples.
         max_rounds: rounds that one sample may take; None is the number of nodes, always enough.
         lockstep: all samples share one window, as in ParaDiGMS; a baseline, never faster.
@@ -207,7 +210,8 @@ class ParallelSampler(SamplerBase):
                 the sampler's device.
             guidance_scale: classifier-free guidance, needs `null_cond`; 1 or None is off.
             progress: show a progress bar of finished trajectory points.
-            callback: called with a `RoundProgress` after every round; returning True cancels.
+            callback: called with a `RoundProgress` after every round; returning True cancels. With
+                `keep_trajectory` it can read the points that are final.
             keep_trajectory: return all points as `trajectory`, memory that grows with num_steps.
 
         Returns:
@@ -221,7 +225,11 @@ class ParallelSampler(SamplerBase):
             settings = self._settings
             if chosen is not None:
                 settings = follow(settings, chosen, self._is_resident)
-            settings = replace(settings, keep_trajectory=bool(keep_trajectory))
+            settings = replace(
+                settings,
+                keep_trajectory=bool(keep_trajectory),
+                tells_points=bool(keep_trajectory) and callback is not None,
+            )
             outcome = self._run(request, settings, self._kept, progress, callback)
         if chosen is not None:
             self._reach = observed_reach(outcome.history) or self._reach
