@@ -77,11 +77,13 @@ def two_outputs(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.cat([function_model(x, t), v], dim=1)
 
 
-def noises(count: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [B, *SHAPE] of unit scale and z [N, B, *SHAPE], drawn in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(BATCH, *SHAPE, generator=generator, dtype=torch.float64)
-    z = torch.randn(count, BATCH, *SHAPE, generator=generator, dtype=torch.float64)
+def noises(
+    count: int, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [B, *shape] of unit scale and z [N, B, *shape], drawn in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, *shape, generator=generator, dtype=torch.float64)
+    z = torch.randn(count, BATCH, *shape, generator=generator, dtype=torch.float64)
     return x.to(dtype), z.to(dtype)
 
 
@@ -154,13 +156,15 @@ def check_parity(
     *,
     model: Model = function_model,
     windows: Sequence[int] = (),
+    shape: tuple[int, ...] = SHAPE,
     step_options: dict[str, Any] | None = None,
     corrects_stride: bool = False,
 ) -> tuple[float, float]:
     """Compare in both precisions, parallel too for every window; the differences seen.
 
-    float64: 1e-10 from diffusers' code in float64. float32: 2e-5 from diffusers as installed, or
-    where its own rounding is larger, no further from the exact result than it is itself.
+    float64: 1e-10 from diffusers' code in float64. float32: 2e-5 from diffusers as installed. With
+    1 or 2 steps from the largest sigma its own rounding may be larger: then no further from the
+    exact result than it is itself, or than two roundings times the solver's largest coefficient.
     """
     steps = dict(num_inference_steps=steps) if isinstance(steps, int) else steps
     options = step_options or {}
@@ -168,11 +172,11 @@ def check_parity(
     for dtype, most in ((torch.float64, 1e-10), (torch.float32, 2e-5)):
         scheduler = make(name, dtype, **config)
         table = solver_table(scheduler, **steps, **options)
-        x, z = noises(table.num_nodes, dtype)
+        x, z = noises(table.num_nodes, dtype, shape)
         x = x * table.initial_scale
         theirs = run_loop(scheduler, model, x, z, steps, corrects_stride=corrects_stride, **options)
         assert bool(torch.isfinite(theirs).all())
-        shared: dict[str, Any] = dict(shape=SHAPE, solver=table)
+        shared: dict[str, Any] = dict(shape=shape, solver=table)
         samplers = [SequentialSampler(model, **shared, dtype=dtype)]
         samplers += [
             ParallelSampler(model, **shared, dtype=dtype, window_size=window, tolerance=0.0)
@@ -183,7 +187,9 @@ def check_parity(
         if dtype == torch.float32 and largest > most:
             exact = SequentialSampler(model, **shared, dtype=torch.float64)
             right = exact.sample(BATCH, x_init=x.double(), noise=z.double()).samples
-            most = max(most, difference(theirs, right))
+            # a step from one level to a thousandth of it multiplies what is rounded
+            rounding = 2 * torch.finfo(dtype).eps * float(table.A_x0.abs().max())
+            most = max(most, rounding, difference(theirs, right))
             largest = max(difference(samples, right) for samples in ours)
         assert largest <= most, (name, config, steps, dtype)
         seen.append(largest)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctd_engine.integrations.diffusers._nodes import Number
 
-__all__ = ["in_x0", "log_ratio", "multistep"]
+__all__ = ["in_x0", "log_ratio", "multistep", "usable_order"]
 
 Level = tuple[Number, Number]
 # up to so many steps the last ones are of lower order
@@ -27,7 +27,10 @@ def multistep(config: Any, levels: list[Level]) -> Iterator[dict[str, Any]]:
     """a, b, c of every step between levels (alpha, sigma), N + 1 of them."""
     lambdas = [log_ratio(*level) for level in levels]
     for i in range(len(levels) - 1):
-        order = _order(config, i, len(levels) - 1)
+        order = usable_order(lambdas, i, _order(config, i, len(levels) - 1))
+        if order == 0:
+            yield dict(a=[1.0], b=[0.0], c=0.0)
+            continue
         h = lambdas[i + 1] - lambdas[i]
         kept, gains, c = _gains(config, order, levels[i], levels[i + 1], h)
         weights = _weights(gains, h, [lambdas[i - k] for k in range(order)])
@@ -41,6 +44,20 @@ def multistep(config: Any, levels: list[Level]) -> Iterator[dict[str, Any]]:
 def log_ratio(alpha: Number, sigma: Number) -> Tensor:
     """lambda, infinite where sigma or alpha is 0."""
     return torch.log(torch.as_tensor(alpha)) - torch.log(torch.as_tensor(sigma))
+
+
+def usable_order(lambdas: list[Tensor], i: int, order: int) -> int:
+    """The order of step i, less what lies at repeated levels; 0 for a step of no length.
+
+    Schedulers repeat a timestep where there are as many steps as in training; diffusers then
+    divides by the length 0.
+    """
+    if float(lambdas[i + 1]) == float(lambdas[i]):
+        return 0
+    for k in range(1, order):
+        if float(lambdas[i - k]) == float(lambdas[i - k + 1]):
+            return k
+    return order
 
 
 def in_x0(
@@ -67,7 +84,11 @@ def _order(config: Any, i: int, num_steps: int) -> int:
 def _gains(
     config: Any, order: int, here: Level, there: Level, h: Tensor
 ) -> tuple[float, list[float], float]:
-    """Weights of x, of D0, D1, D2 and of the noise."""
+    """Weights of x, of D0, D1, D2 and of the noise.
+
+    Rounding may make a step of no length, as the last one with "sigma_min" is, go backwards: then
+    it adds no noise.
+    """
     (alpha_s, sigma_s), (alpha_t, sigma_t) = here, there
     kind = config.algorithm_type
     is_heun = config.solver_type == "heun" or order == 3
@@ -89,13 +110,13 @@ def _gains(
         kept = sigma_t / sigma_s * exp(-h)
         first = alpha_t * (e / (-2.0 * h) + 1.0) if is_heun else 0.5 * (alpha_t * e)
         gains = [alpha_t * e, first, alpha_t * ((e - 2.0 * h) / (2.0 * h) ** 2 - 0.5)]
-        c = sigma_t * torch.sqrt(e)
+        c = sigma_t * torch.sqrt(torch.clamp(e, min=0.0))
     else:
         e = exp(h) - 1.0
         kept = alpha_t / alpha_s
         first = -2.0 * (sigma_t * (e / h - 1.0)) if is_heun else -(sigma_t * e)
         gains = [-2.0 * (sigma_t * e), first]
-        c = sigma_t * torch.sqrt(exp(2 * h) - 1.0)
+        c = sigma_t * torch.sqrt(torch.clamp(exp(2 * h) - 1.0, min=0.0))
     return float(kept), [float(gain) for gain in gains[:order]], float(c)
 
 

@@ -110,4 +110,10 @@ def _with_timesteps(scheduler: Any, given: dict[str, Any]) -> Any:
         # the one setting that lives outside the configuration
         own.set_shift(scheduler.shift)
     own.set_timesteps(**given)
+    times = own.timesteps
+    if len(times) > 2 and bool((times == times[0]).all()):
+        raise ValueError(
+            f"all {len(times)} steps of {kind.__name__} lie at timestep {float(times[0]):g}: "
+            'timestep_spacing "leading" has no room for so many; use "trailing"'
+        )
     return own

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ctd_engine._table import SolverTable
-from ctd_engine.integrations.diffusers._multistep import in_x0, log_ratio
+from ctd_engine.integrations.diffusers._multistep import in_x0, log_ratio, usable_order
 from ctd_engine.integrations.diffusers._nodes import (
     Nodes,
     Number,
@@ -50,11 +50,14 @@ def unipc(scheduler: Any) -> SolverTable:
         )
     nodes = Nodes("unipc", prediction)
     step = _Step(config, levels)
-    orders = [_order(config, i, len(levels) - 1, sigmas) for i in range(len(levels) - 1)]
+    orders = [
+        usable_order(step.lambdas, i, _order(config, i, len(levels) - 1, sigmas))
+        for i in range(len(levels) - 1)
+    ]
     for i, order in enumerate(orders):
         kept, weights = step.predictor(i, order)
-        if i > 0 and i - 1 not in config.disable_corrector:
-            before = orders[i - 1]
+        before = orders[i - 1] if i > 0 else 0
+        if before > 0 and i - 1 not in config.disable_corrector:
             _, predicted = step.predictor(i - 1, before)
             now, corrected = step.corrector(i - 1, before)
             changes = [now, *(q - p for q, p in zip(corrected, predicted, strict=True))]
@@ -91,10 +94,12 @@ class _Step:
     def __init__(self, config: Any, levels: list[tuple[Number, Number]]) -> None:
         self._config = config
         self._levels = levels
-        self._lambdas = [log_ratio(*level) for level in levels]
+        self.lambdas = [log_ratio(*level) for level in levels]
 
     def predictor(self, i: int, order: int) -> tuple[float, list[float]]:
         """Weight of c_i, and those of M_i, M_{i-1}, ..."""
+        if order == 0:
+            return 1.0, [0.0]
         kept, first, scale = self._exact(i)
         if order == 1:
             return kept, [first]
@@ -122,7 +127,7 @@ class _Step:
                 return 0.0, float(alpha_t), math.nan
             # sigma_t expm1(h) in the limit
             return float(alpha_t / alpha_s), -float(alpha_t * sigma_s / alpha_s), math.nan
-        h = self._lambdas[i + 1] - self._lambdas[i]
+        h = self.lambdas[i + 1] - self.lambdas[i]
         hh = -h if self._config.predict_x0 else h
         phi = torch.expm1(hh)
         size = hh if self._config.solver_type == "bh1" else phi
@@ -132,9 +137,9 @@ class _Step:
 
     def _equations(self, i: int, order: int) -> tuple[list[float], Tensor, Tensor]:
         """r_k of the outputs before M_i, and the order conditions R rho = b (eq. 5 and 6)."""
-        here = self._lambdas[i]
-        h = self._lambdas[i + 1] - here
-        ratios = [(self._lambdas[i - k] - here) / h for k in range(1, order)]
+        here = self.lambdas[i]
+        h = self.lambdas[i + 1] - here
+        ratios = [(self.lambdas[i - k] - here) / h for k in range(1, order)]
         stacked = torch.stack([*ratios, torch.ones((), dtype=h.dtype)])
         hh = -h if self._config.predict_x0 else h
         size = hh if self._config.solver_type == "bh1" else torch.expm1(hh)
