@@ -130,9 +130,9 @@ class DenoisingLoss:
         """
         device = draw_device(x, generator)
         if self.levels is None:
-            grid = self.schedule.logsnrs
+            grid, _ = self.schedule.on(device)
             index = torch.randint(len(grid), (len(x),), generator=generator, device=device)
-            logsnr = grid.to(device)[index]
+            logsnr = grid[index]
         else:
             logsnr = self.levels.sample((len(x),), generator=generator, device=device)
         alpha, sigma = self.schedule.alpha_sigma(logsnr)

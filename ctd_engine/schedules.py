@@ -52,6 +52,9 @@ class Schedule:
     logsnrs: Tensor
     times: Tensor
     arguments: dict[str, Any] = field(default_factory=dict)
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         _checks.require_choice("kind", self.kind, ("vp", "ve", "flow"))
@@ -109,17 +112,23 @@ class Schedule:
         if self.kind == "flow":
             return torch.sigmoid(-0.5 * logsnr)
         # ascending in -logsnr; double precision keeps neighbouring timesteps apart
-        grid = -self.logsnrs.to(logsnr.device)
+        logsnrs, times = self.on(logsnr.device)
+        grid = -logsnrs
         if len(grid) == 1:
-            return self.times.to(logsnr).expand_as(logsnr).clone()
+            return times.to(logsnr).expand_as(logsnr).clone()
         value = -logsnr.double()
         right = torch.searchsorted(grid, value.contiguous()).clamp(1, len(grid) - 1)
         low, high = grid[right - 1], grid[right]
         fraction = ((value - low) / (high - low)).clamp(0.0, 1.0)
         # an infinite end is the level of minus infinity alone
         fraction = torch.where(torch.isinf(high), (value == high).double(), fraction)
-        times = self.times.to(logsnr.device)
         return torch.lerp(times[right - 1], times[right], fraction).to(logsnr.dtype)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`logsnrs` and `times` on a device, where they stay: a copy would wait for it."""
+        if device not in self._copies:
+            self._copies[device] = (self.logsnrs.to(device), self.times.to(device))
+        return self._copies[device]
 
     def grid(self, num_steps: int | Grid) -> Grid:
         """The N + 1 nodes of a solver with N = num_steps, or the given nodes themselves.

@@ -37,7 +37,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def make_loss(**options: Any) -> ContrastiveDiffusionLoss:
-    settings = {"contrastive_weight": 1.0, "num_draws": 2, "zeta": Uniform(-1.0, 5.0), **options}
+    settings: dict[str, Any] = {"contrastive_weight": 1.0, "num_points": 2, "num_draws": 2}
+    settings.update(zeta=Uniform(-1.0, 5.0), **options)
     return ContrastiveDiffusionLoss(schedules.linear_beta(), **settings)
 
 

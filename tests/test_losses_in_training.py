@@ -34,7 +34,9 @@ def test_two_halves_equal_the_whole(
     for first in (0, WHOLE // 2):
         with monkeypatch.context() as patch:
             split_draws(patch, first, WHOLE // 2)
-            half = make_loss(**options)(network, batch()[first : first + WHOLE // 2]) / 2
+            half = (
+                make_loss(num_points=1, **options)(network, batch()[first : first + WHOLE // 2]) / 2
+            )
             half.backward()
         total += half.detach()
     torch.testing.assert_close(total, value)
