@@ -63,8 +63,8 @@ def test_window_1_is_bitwise_equal(problem):
     assert parallel.stats.evaluations == sequential.stats.evaluations
 
 
-@pytest.mark.parametrize("method", ["picard", "order_k", "data"])
-@pytest.mark.parametrize("guess", ["predicted", "copy"])
+@pytest.mark.parametrize("method", ["picard", "order_k", "data", "gaussian"])
+@pytest.mark.parametrize("guess", ["predicted", "zero", "copy"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
 def test_every_method_and_guess(problem, guess, method):
     table = table_of(problem, NUM_STEPS)

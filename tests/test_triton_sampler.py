@@ -23,7 +23,9 @@ SAMPLED = [
     (PROBLEMS[0], {}, {"method": "data"}),
     (PROBLEMS[2], {"clip_x0": 0.8}, {"method": "order_k"}),
     (PROBLEMS[8], {}, {"method": "order_k"}),
+    (PROBLEMS[8], {}, {"method": "gaussian"}),
     (PROBLEMS[10], {}, {}),
+    (PROBLEMS[13], {}, {"guess": "zero", "method": "gaussian"}),
     (PROBLEMS[13], {}, {"guess": "copy"}),
     (PROBLEMS[14], {}, {"max_rows": 7}),
 ]
