@@ -58,8 +58,8 @@ class ParallelSampler(SamplerBase):
             run and with them the windows and, within the tolerance, the samples.
         tolerance: a point is accepted when its root mean squared change is at most `tolerance`
             times the standard deviation of the noise that the step from it adds.
-        method: slope of the update: "picard", "order_k", "data" or "gaussian"; `docs/methods.md` says
-            which one pays where.
+        method: slope of the update: "picard", "order_k", "data" or "gaussian"; `docs/methods.md`
+            says which one pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
             point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
             (ParaDiGMS).
