@@ -37,7 +37,7 @@ def multistep(config: Any, levels: list[Level]) -> Iterator[dict[str, Any]]:
         if config.algorithm_type.endswith("++"):
             yield dict(a=[kept], b=weights, c=c)
         else:
-            a, b = in_x0(kept, weights, [levels[i - k] for k in range(order)])
+            a, b = in_x0(config, kept, weights, [levels[i - k] for k in range(order)])
             yield dict(a=a, b=b, c=c)
 
 
@@ -61,10 +61,15 @@ def usable_order(lambdas: list[Tensor], i: int, order: int) -> int:
 
 
 def in_x0(
-    kept: float, weights: list[float], levels: list[Level]
+    config: Any, kept: float, weights: list[float], levels: list[Level]
 ) -> tuple[list[float], list[float]]:
     """a, b of x0 from the weights of eps at this node and those before."""
-    a = [w / float(sigma) for w, (_, sigma) in zip(weights, levels, strict=True)]
+    is_v = config.prediction_type == "v_prediction"
+    a = []
+    for w, (alpha, sigma) in zip(weights, levels, strict=True):
+        # the noise of v is alpha m + sigma x, and alpha² + sigma² in float32 is not quite 1
+        norm = float(alpha) ** 2 + float(sigma) ** 2 if is_v else 1.0
+        a.append(w * norm / float(sigma))
     b = [
         -w * float(alpha) / float(sigma) for w, (alpha, sigma) in zip(weights, levels, strict=True)
     ]

@@ -162,7 +162,9 @@ def require(config: Any, name: str, choices: Sequence[Any], instead: str) -> Any
     value = config[name]
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be {listed} to have a table, got {value!r}; {instead}")
+        is_plain = isinstance(value, (str, int, float, list, tuple))
+        got = repr(value) if is_plain else type(value).__name__
+        raise ValueError(f"{name} must be {listed} to have a table, got {got}; {instead}")
     return value
 
 

@@ -103,8 +103,12 @@ def ddim(
         slope = float(direction) / float(b_t**0.5)
         root = float(a_t**0.5)
         p, q = _data(config, a_t, b_t)
+        norm = 1.0
+        if config.prediction_type == "v_prediction" and not use_clipped_model_output:
+            # the noise of v is alpha m + sigma x, and alpha² + sigma² in float32 is not quite 1
+            norm = root**2 + float(b_t**0.5) ** 2
         nodes.add(
-            a=[slope],
+            a=[slope * norm],
             b=[float(a_s**0.5) - slope * root],
             c=std,
             p=p,

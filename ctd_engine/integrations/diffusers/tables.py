@@ -106,11 +106,23 @@ def _with_timesteps(scheduler: Any, given: dict[str, Any]) -> Any:
                 f"{kind.__name__} takes no {name}; its set_timesteps has {sorted(takes)[:-1]}"
             )
     own = kind.from_config(scheduler.config)
+    if "sigmas" in given and "sigma_schedule" in own.config:
+        raise ValueError(
+            f"sigmas of {kind.__name__} are read as places on its own schedule, not as noise "
+            "levels; set sigma_min, sigma_max, rho or sigma_schedule, or use EulerDiscreteScheduler"
+        )
     if "shift" in own.config and scheduler.shift != own.shift:
         # the one setting that lives outside the configuration
         own.set_shift(scheduler.shift)
     own.set_timesteps(**given)
     times = own.timesteps
+    if "sigmas" in given:
+        end = 1.0 if own.config.get("invert_sigmas", False) else 0.0
+        if bool((own.sigmas[: len(times)] == end).any()):
+            raise ValueError(
+                "sigmas must leave noise wherever a step begins: all but the last of "
+                f"EulerDiscreteScheduler's, and all of other schedulers', got {given['sigmas']}"
+            )
     if len(times) > 2 and bool((times == times[0]).all()):
         raise ValueError(
             f"all {len(times)} steps of {kind.__name__} lie at timestep {float(times[0]):g}: "

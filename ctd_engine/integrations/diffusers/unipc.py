@@ -71,7 +71,7 @@ def unipc(scheduler: Any) -> SolverTable:
             )
         a, b = [kept], weights
         if not config.predict_x0:
-            a, b = in_x0(kept, weights, [levels[i - k] for k in range(len(weights))])
+            a, b = in_x0(config, kept, weights, [levels[i - k] for k in range(len(weights))])
         p, q = data(config, sigmas[i], *levels[i])
         alpha, sigma = levels[i]
         nodes.add(a=a, b=b, p=p, q=q, time=scheduler.timesteps[i], alpha=alpha, sigma=sigma)
