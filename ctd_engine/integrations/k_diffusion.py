@@ -1,4 +1,4 @@
-"""The contrastive loss in the shape of k-diffusion's `Denoiser.loss`."""
+"""k-diffusion: its samplers parallel in time, and the contrastive loss like `Denoiser.loss`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ctd_engine._rows import Model, check_batch
 from ctd_engine.integrations._denoiser import denoiser_loss, errors
+from ctd_engine.integrations._k_sampling import sample_parallel, sampler, table
 
-__all__ = ["ContrastiveDenoiserLoss"]
+__all__ = ["ContrastiveDenoiserLoss", "sample_parallel", "sampler", "table"]
 
 
 class ContrastiveDenoiserLoss:

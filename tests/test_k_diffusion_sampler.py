@@ -1,0 +1,561 @@
+"""k-diffusion's solvers in parallel, against loops written from their equations."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from ctd_engine import SequentialSampler
+from ctd_engine.integrations._k_solvers import SOLVERS
+from ctd_engine.integrations.k_diffusion import sample_parallel, sampler, table
+
+F32, F64 = torch.float32, torch.float64
+B, SHAPE = 3, (2, 3)
+LIMIT = {F64: 1e-10, F32: 2e-5}
+
+
+def denoise(x, sigma, shift=None):
+    """A smooth denoiser of unit data, with a nonlinear part that no solver is exact for."""
+    s = sigma.to(x).reshape(-1, *[1] * (x.dim() - 1))
+    wave = torch.sin(3.0 * x / (1.0 + s) + x.flip(-1) / (1.0 + s))
+    out = x / (1.0 + s**2) + 0.3 * s / (1.0 + s) * wave
+    return out if shift is None else out + 0.1 * shift.reshape(s.shape).to(x)
+
+
+def karras(num_steps, *, ends_in_zero=True, rho=7.0):
+    """Karras et al. 2022, eq. 5; without the zero one more level, so that the steps are as many."""
+    count = num_steps if ends_in_zero else num_steps + 1
+    ramp = torch.arange(count, dtype=F64) / max(1, count - 1)
+    low, high = 0.05 ** (1 / rho), 10.0 ** (1 / rho)
+    sigmas = (high + ramp * (low - high)) ** rho
+    if ends_in_zero:
+        sigmas = torch.cat([sigmas, torch.zeros(1, dtype=F64)])
+    return sigmas
+
+
+def start(dtype=F64):
+    x = torch.randn(B, *SHAPE, generator=torch.Generator().manual_seed(1), dtype=F64)
+    return (10.0 * x).to(dtype)
+
+
+class Noise:
+    """A noise sampler that remembers what it was asked for."""
+
+    def __init__(self, dtype=F64):
+        self.generator = torch.Generator().manual_seed(2)
+        self.dtype = dtype
+        self.asked = []
+
+    def __call__(self, sigma, sigma_next):
+        self.asked.append((float(sigma), float(sigma_next)))
+        return torch.randn(B, *SHAPE, generator=self.generator, dtype=F64).to(self.dtype)
+
+
+# --- the loops: one step each, from the equations -------------------------------------------------
+
+
+def slope(x, sigma):
+    return (x - denoise(x, sigma.expand(len(x)))) / sigma
+
+
+def split(t, s, eta):
+    """Variance of an ancestral step, split into what is kept and what is new."""
+    new = min(float(s), eta * float(s / t * (t**2 - s**2).clamp(min=0).sqrt()))
+    return (s**2 - new**2).clamp(min=0).sqrt(), new
+
+
+def raised(x, t, i, n, noise, options):
+    """Karras et al. 2022, Alg. 2, lines 4 to 6."""
+    churn = options.get("s_churn", 0.0)
+    low, high = options.get("s_tmin", 0.0), options.get("s_tmax", math.inf)
+    gamma = min(churn / n, math.sqrt(2) - 1) if low <= t <= high else 0.0
+    hat = t + gamma * t
+    if churn > 0:
+        z = noise(t, hat)
+        x = x + (hat**2 - t**2).sqrt() * options.get("s_noise", 1.0) * z
+    return x, hat
+
+
+def loop_churn(kind):
+    def loop(x, sigmas, noise, told, **options):
+        n = len(sigmas) - 1
+        for i in range(n):
+            x, t = raised(x, sigmas[i], i, n, noise, options)
+            told(x, i, sigmas[i], t)
+            s = sigmas[i + 1]
+            d = slope(x, t)
+            if kind == "euler" or s == 0:
+                x = x + (s - t) * d
+            elif kind == "heun":
+                x = x + (s - t) * (d + slope(x + (s - t) * d, s)) / 2
+            else:
+                middle = (t * s).sqrt()
+                x = x + (s - t) * slope(x + (middle - t) * d, middle)
+        return x
+
+    return loop
+
+
+def loop_ancestral(kind):
+    def loop(x, sigmas, noise, told, eta=1.0, s_noise=1.0):
+        for i, (t, s) in enumerate(pairwise(sigmas)):
+            told(x, i, t, t)
+            down, new = split(t, s, eta)
+            d = slope(x, t)
+            if kind == "euler" or down == 0:
+                x = x + (down - t) * d
+            elif kind == "dpm_2":
+                middle = (t * down).sqrt()
+                x = x + (down - t) * slope(x + (middle - t) * d, middle)
+            else:
+                # Lu et al. 2022 (DPM-Solver++), Alg. 1 with r = 1/2, in lambda = -log sigma
+                h = torch.log(t / down)
+                middle = torch.exp(torch.log(t) - h / 2)
+                half = middle / t * x + (1 - torch.exp(-h / 2)) * (x - t * d)
+                x = down / t * x + (1 - torch.exp(-h)) * denoise(half, middle.expand(len(x)))
+            if s > 0:
+                x = x + s_noise * new * noise(t, s)
+        return x
+
+    return loop
+
+
+def loop_lms(x, sigmas, noise, told, order):
+    """Adams-Bashforth on uneven levels: the polynomial through the slopes, integrated by Gauss."""
+    nodes = torch.tensor([-math.sqrt(3 / 5), 0.0, math.sqrt(3 / 5)], dtype=F64)
+    weights = torch.tensor([5 / 9, 8 / 9, 5 / 9], dtype=F64)
+    slopes = []
+    for i in range(len(sigmas) - 1):
+        t, s = sigmas[i].double(), sigmas[i + 1].double()
+        told(x, i, sigmas[i], sigmas[i])
+        slopes = [slope(x, sigmas[i]), *slopes][:order]
+        at = (t + s) / 2 + (s - t) / 2 * nodes
+        levels = [sigmas[i - j].double() for j in range(len(slopes))]
+        for j, d in enumerate(slopes):
+            basis = torch.ones_like(at)
+            for k, level in enumerate(levels):
+                if k != j:
+                    basis = basis * (at - level) / (levels[j] - level)
+            x = x + ((s - t) / 2 * (weights * basis).sum()).to(x) * d
+    return x
+
+
+def loop_2m(x, sigmas, noise, told):
+    """Lu et al. 2022 (DPM-Solver++), Alg. 2, with the first-order step to sigma = 0."""
+    before, h_before = None, None
+    for i, (t, s) in enumerate(pairwise(sigmas)):
+        told(x, i, t, t)
+        clean = denoise(x, t.expand(len(x)))
+        if s == 0:
+            return clean
+        h = torch.log(t / s)
+        mixed = clean
+        if before is not None:
+            r = h_before / h
+            mixed = (1 + 1 / (2 * r)) * clean - 1 / (2 * r) * before
+        x = s / t * x - torch.expm1(-h) * mixed
+        before, h_before = clean, h
+    return x
+
+
+def loop_multi_sde(order):
+    """Exponential integrators of dx = ((1 + eta) ...) dlambda for a polynomial D in lambda."""
+
+    def loop(x, sigmas, noise, told, eta=1.0, s_noise=1.0, solver_type="midpoint"):
+        cleans, widths = [], []
+        for i, (t, s) in enumerate(pairwise(sigmas)):
+            told(x, i, t, t)
+            clean = denoise(x, t.expand(len(x)))
+            if s == 0:
+                return clean
+            h = torch.log(t / s)
+            full = h + eta * h
+            phi_1 = -torch.expm1(-full)
+            phi_2 = torch.expm1(-full) / full + 1
+            x = torch.exp(-full) * x + phi_1 * clean
+            if order == 2 and cleans:
+                first = (clean - cleans[0]) * h / widths[0]
+                x = x + (phi_1 / 2 if solver_type == "midpoint" else phi_2) * first
+            elif order == 3 and cleans:
+                first = (clean - cleans[0]) * h / widths[0]
+                if len(cleans) > 1:
+                    second = (cleans[0] - cleans[1]) * h / widths[1]
+                    r_1, r_2 = widths[0] / h, widths[1] / h
+                    curve = (first - second) / (r_1 + r_2)
+                    x = x + phi_2 * (first + r_1 * curve) - (phi_2 / full - 0.5) * curve
+                else:
+                    x = x + phi_2 * first
+            if eta > 0:
+                x = x + s_noise * s * (-torch.expm1(-2 * eta * h)).sqrt() * noise(t, s)
+            cleans, widths = [clean, *cleans][:2], [h, *widths][:2]
+        return x
+
+    return loop
+
+
+def loop_sde(x, sigmas, noise, told, eta=1.0, s_noise=1.0, r=0.5):
+    """DPM-Solver++(SDE), both stages from t, with noise of their own."""
+    for i, (t, s) in enumerate(pairwise(sigmas)):
+        told(x, i, t, t)
+        clean = denoise(x, t.expand(len(x)))
+        if s == 0:
+            return clean
+        middle = torch.exp((1 - r) * torch.log(t) + r * torch.log(s))
+        down, new = split(t, middle, eta)
+        half = down / t * x + (1 - down / t) * clean + s_noise * new * noise(t, middle)
+        clean_2 = denoise(half, middle.expand(len(x)))
+        down, new = split(t, s, eta)
+        mixed = clean + (clean_2 - clean) / (2 * r)
+        x = down / t * x + (1 - down / t) * mixed + s_noise * new * noise(t, s)
+    return x
+
+
+CHURN = {"s_churn": 4.0, "s_tmin": 0.2, "s_tmax": 8.0, "s_noise": 1.1}
+ALL_CHURN = {"s_churn": 80.0, "s_noise": 0.9}
+CASES = [
+    ("euler", loop_churn("euler"), {}),
+    ("euler", loop_churn("euler"), CHURN),
+    ("euler", loop_churn("euler"), ALL_CHURN),
+    ("heun", loop_churn("heun"), {}),
+    ("heun", loop_churn("heun"), CHURN),
+    ("heun", loop_churn("heun"), ALL_CHURN),
+    ("dpm_2", loop_churn("dpm_2"), {}),
+    ("dpm_2", loop_churn("dpm_2"), ALL_CHURN),
+    ("euler_ancestral", loop_ancestral("euler"), {}),
+    ("euler_ancestral", loop_ancestral("euler"), {"eta": 0.4, "s_noise": 0.9}),
+    ("dpm_2_ancestral", loop_ancestral("dpm_2"), {}),
+    ("dpm_2_ancestral", loop_ancestral("dpm_2"), {"eta": 0.0}),
+    ("dpmpp_2s_ancestral", loop_ancestral("2s"), {}),
+    ("dpmpp_2s_ancestral", loop_ancestral("2s"), {"eta": 0.6, "s_noise": 1.1}),
+    ("lms", loop_lms, {"order": 1}),
+    ("lms", loop_lms, {"order": 2}),
+    ("lms", loop_lms, {"order": 3}),
+    ("dpmpp_2m", loop_2m, {}),
+    ("dpmpp_2m_sde", loop_multi_sde(2), {}),
+    ("dpmpp_2m_sde", loop_multi_sde(2), {"eta": 0.5, "solver_type": "heun", "s_noise": 0.9}),
+    ("dpmpp_2m_sde", loop_multi_sde(2), {"eta": 0.0}),
+    ("dpmpp_3m_sde", loop_multi_sde(3), {}),
+    ("dpmpp_3m_sde", loop_multi_sde(3), {"eta": 0.3, "s_noise": 1.1}),
+    ("dpmpp_sde", loop_sde, {}),
+    ("dpmpp_sde", loop_sde, {"eta": 0.5, "r": 0.3, "s_noise": 0.9}),
+]
+
+
+def case_id(name, options):
+    return "-".join((name, *(f"{key}{value}" for key, value in options.items())))
+
+
+IDS = [case_id(name, options) for name, _, options in CASES]
+
+
+def nothing(*_):
+    pass
+
+
+def difference(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+def test_every_solver_is_tested():
+    assert {name for name, _, _ in CASES} == set(SOLVERS)
+
+
+@pytest.mark.parametrize(
+    "dtype, ends_in_zero", [(F64, True), (F64, False), (F32, True)], ids=["fp64", "above-0", "fp32"]
+)
+@pytest.mark.parametrize("name, loop, options", CASES, ids=IDS)
+def test_equals_the_loop(name, loop, options, dtype, ends_in_zero):
+    """With the same noise, at tolerance 0; levels in fp64, as in our tables, whatever the state."""
+    for num_steps in (1, 2, 10, 25):
+        sigmas = karras(num_steps, ends_in_zero=ends_in_zero)
+        theirs, ours = Noise(dtype), Noise(dtype)
+        expected = loop(start(dtype), sigmas, theirs, nothing, **options)
+        got = sample_parallel(
+            denoise,
+            start(dtype),
+            sigmas,
+            disable=True,
+            solver=name,
+            noise_sampler=ours,
+            tolerance=0.0,
+            window_size=7,
+            **options,
+        )
+        assert got.dtype == dtype
+        assert got.isfinite().all()
+        assert difference(got, expected) <= LIMIT[dtype], num_steps
+        # the loop's calls, in its order
+        assert len(ours.asked) == len(theirs.asked)
+        torch.testing.assert_close(
+            torch.tensor(ours.asked), torch.tensor(theirs.asked), rtol=1e-5, atol=0
+        )
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("name, loop, options", CASES, ids=IDS)
+def test_parallel_equals_sequential(name, loop, options, dtype):
+    for num_steps in (1, 2, 10, 25):
+        sigmas = karras(num_steps)
+        shared = dict(shape=SHAPE, solver=table(sigmas, solver=name, **options), dtype=dtype)
+        sequential = SequentialSampler(denoise, **shared).sample(B, seed=5)
+        parallel = sampler(
+            denoise,
+            SHAPE,
+            sigmas,
+            solver=name,
+            tolerance=0.0,
+            window_size=9,
+            dtype=dtype,
+            **options,
+        ).sample(B, seed=5)
+        assert difference(parallel.samples, sequential.samples) <= LIMIT[dtype]
+        assert parallel.stats.rounds <= shared["solver"].num_nodes
+        assert parallel.all_converged
+
+
+def test_the_call_is_k_diffusions():
+    names = list(inspect.signature(sample_parallel).parameters)
+    assert names[:6] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
+
+
+def test_noise_from_counters():
+    """Equal seeds give equal noise; the first step's churn is in it."""
+    sigmas, x = karras(8), start()
+    given = dict(disable=True, window_size=5, tolerance=0.0)
+    for name, options in (("heun", ALL_CHURN), ("euler_ancestral", {}), ("dpmpp_sde", {})):
+        call = dict(solver=name, **given, **options)
+        one, again, other = (
+            sample_parallel(denoise, x, sigmas, **call, seed=seed) for seed in (7, 7, 8)
+        )
+        assert torch.equal(one, again)
+        assert (one - other).abs().max() > 0.01
+        seeds = sampler(denoise, SHAPE, sigmas, solver=name).sample(B, seed=7).seeds
+        assert torch.equal(sample_parallel(denoise, x, sigmas, **call, seeds=seeds), one)
+        torch.manual_seed(11)
+        free = sample_parallel(denoise, x, sigmas, **call)
+        torch.manual_seed(11)
+        assert torch.equal(sample_parallel(denoise, x, sigmas, **call), free)
+    # one step to 0 gives what the model returns, here its input: x after the churn
+    many = torch.zeros(2, 4000, dtype=F64)
+    raised = sample_parallel(
+        lambda x, sigma: x, many, karras(1), seed=0, **ALL_CHURN, disable=True, window_size=1
+    )
+    deviation = 0.9 * 10.0 * math.sqrt(2.0 - 1.0)
+    assert float(raised.std()) == pytest.approx(deviation, rel=0.03)
+    assert abs(float((raised[0] * raised[1]).mean())) < 0.05 * deviation**2
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 0.6, "r": 0.4, "s_noise": 1.1}], ids=["", "eta"])
+def test_dpmpp_sde_draws_brownian_motion(options):
+    """Both noises of a step are increments from its beginning: they share the first part."""
+    sigmas = karras(6)
+    r = options.get("r", 0.5)
+    steps = table(sigmas, solver="dpmpp_sde", **options)
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(steps.num_nodes, B, *SHAPE, generator=generator, dtype=F64)
+    queue = []
+    for i in range(5):
+        t, s = float(sigmas[i]), float(sigmas[i + 1])
+        middle = t ** (1 - r) * s**r
+        to_middle, to_end = math.sqrt(t - middle), math.sqrt(t - s)
+        beyond = math.sqrt(middle - s)
+        queue += [z[2 * i], (to_middle * z[2 * i] + beyond * z[2 * i + 1]) / to_end]
+    expected = loop_sde(start(), sigmas, lambda *_: queue.pop(0), nothing, **options)
+    got = SequentialSampler(denoise, shape=SHAPE, solver=steps, dtype=F64).sample(
+        B, x_init=start(), noise=z
+    )
+    assert difference(got.samples, expected) <= 1e-10
+
+
+def test_extra_args_follow_their_sample():
+    sigmas, shift = karras(9), torch.tensor([0.0, 1.0, -2.0], dtype=F64)
+    scales = []
+
+    def model(x, sigma, shift, scale):
+        scales.append(scale)
+        return scale * denoise(x, sigma, shift)
+
+    call = dict(disable=True, tolerance=0.0, window_size=4, solver="dpmpp_2m")
+    together = sample_parallel(model, start(), sigmas, {"shift": shift, "scale": 1.5}, **call)
+    assert set(scales) == {1.5}
+    for b in range(B):
+        alone = sample_parallel(
+            model, start()[b : b + 1], sigmas, {"shift": shift[b : b + 1], "scale": 1.5}, **call
+        )
+        assert difference(together[b : b + 1], alone) < 1e-10
+
+
+def test_half_precision_keeps_the_state_in_float32():
+    seen = set()
+
+    def model(x, sigma):
+        seen.add((x.dtype, sigma.dtype))
+        return denoise(x, sigma)
+
+    x = start().to(torch.bfloat16)
+    got = sample_parallel(model, x, karras(5), disable=True, window_size=3, tolerance=0.0)
+    assert got.dtype == torch.bfloat16
+    assert seen == {(torch.bfloat16, F32)}
+    exact = loop_churn("euler")(x.double(), karras(5), None, nothing)
+    assert difference(got.double(), exact) < 0.02
+
+
+def test_clip_x0():
+    """The denoised sample is clipped, as a model that clips would."""
+    call = dict(disable=True, solver="dpmpp_2m", tolerance=0.0, window_size=6)
+    got = sample_parallel(denoise, start(), karras(10), clip_x0=0.3, **call)
+    clipped = sample_parallel(
+        lambda x, sigma: denoise(x, sigma).clamp(-0.3, 0.3), start(), karras(10), **call
+    )
+    assert difference(got, clipped) < 1e-10
+    assert float(got.abs().max()) <= 0.3
+
+
+def test_fewer_rounds_and_close():
+    sigmas = karras(60)
+    parallel = sampler(
+        denoise, SHAPE, sigmas, solver="dpmpp_2m_sde", window_size=30, tolerance=0.05, dtype=F64
+    )
+    result = parallel.sample(B, seed=0)
+    oracle = SequentialSampler(denoise, shape=SHAPE, solver=parallel.table, dtype=F64)
+    exact = oracle.sample(B, seed=0)
+    assert result.stats.rounds < 0.6 * exact.stats.rounds
+    assert difference(result.samples, exact.samples) < 0.05
+
+
+@pytest.mark.parametrize("disable, is_shown", [(False, True), (True, False), (None, False)])
+def test_progress_bar(disable, is_shown, capsys):
+    sample_parallel(denoise, start(), karras(3), disable=disable, window_size=2)
+    assert ("pt" in capsys.readouterr().err) == is_shown
+
+
+def run(**changes):
+    call = dict(model=denoise, x=start(), sigmas=karras(4), disable=True, window_size=2)
+    return sample_parallel(**{**call, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, error, match",
+    [
+        ({"solver": "no"}, ValueError, "solver must be one of \"euler\", .* got 'no'"),
+        ({"solver": "dpm_adaptive"}, ValueError, "cannot run in parallel: it chooses its steps"),
+        ({"solver": "dpm_fast"}, ValueError, "takes sigma_min, sigma_max and a number of calls"),
+        ({"eta": 1.0}, ValueError, r"\"euler\" does not take \['eta'\]; it takes \['s_churn'"),
+        ({"tolerence": 1.0}, ValueError, r"does not take \['tolerence'\].* ParallelSampler \["),
+        ({"tolerance": -1.0}, ValueError, "tolerance must be >= 0"),
+        ({"solver": "lms"}, ValueError, '"lms" needs order, from 1 to 3: k-diffusion\'s default'),
+        ({"solver": "lms", "order": 4}, ValueError, "order must be at most 3, .* got 4"),
+        ({"solver": "lms", "order": 0}, ValueError, "order must be an integer >= 1"),
+        ({"solver": "dpmpp_2m_sde", "eta": -1.0}, ValueError, "eta must be >= 0, got -1"),
+        ({"solver": "dpmpp_2m_sde", "solver_type": "x"}, ValueError, "solver_type must be one of"),
+        ({"solver": "dpmpp_sde", "r": 1.0}, ValueError, r"r, the place .* must be in \(0, 1\)"),
+        ({"s_churn": -1.0}, ValueError, "s_churn must be >= 0, got -1"),
+        ({"s_tmin": 2.0, "s_tmax": 1.0}, ValueError, "s_tmax must be at least s_tmin = 2, got 1"),
+        ({"s_noise": -1.0}, ValueError, "s_noise must be >= 0"),
+        ({"sigmas": torch.tensor([1.0])}, ValueError, "sigmas must hold at least 2 noise levels"),
+        ({"sigmas": torch.ones(1, 2)}, ValueError, r"shape \[N \+ 1\], got \(1, 2\)"),
+        ({"sigmas": torch.tensor([2.0, 2.0])}, ValueError, "must fall strictly, got 2 and then 2"),
+        ({"sigmas": torch.tensor([2.0, 3.0])}, ValueError, "must fall strictly, got 2 and then 3"),
+        ({"sigmas": torch.tensor([2.0, -1.0])}, ValueError, "not negative, got -1.0 at 1"),
+        ({"sigmas": torch.tensor([math.inf, 1])}, ValueError, "must be finite .* got inf at 0"),
+        ({"x": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "x must be a floating-point"),
+        ({"extra_args": {"shift": torch.zeros(2)}}, ValueError, "one row per sample"),
+        ({"clip_x0": 0.0}, ValueError, "clip_x0 must be > 0"),
+        (
+            {"solver": "euler_ancestral", "noise_sampler": lambda s, t: torch.zeros(2)},
+            ValueError,
+            r"must return the shape of x, \(3, 2, 3\), got \(2,\)",
+        ),
+    ],
+)
+def test_rejects(changes, error, match):
+    with pytest.raises(error, match=match):
+        run(**changes)
+
+
+class Told:
+    """A callback, for the loop and for ours."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, told):
+        self.steps.append(told)
+
+    def of_the_loop(self, x, i, sigma, sigma_hat):
+        denoised = denoise(x, sigma_hat.expand(len(x)))
+        self({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised})
+
+
+@pytest.mark.parametrize("name, loop, options", CASES, ids=IDS)
+def test_callback_is_the_loops(name, loop, options):
+    """Once per step, in order, with the loop's states and denoised samples."""
+    # the other precision for every other case
+    dtype = F64 if IDS.index(case_id(name, options)) % 2 == 0 else F32
+    sigmas, theirs, ours = karras(7).to(dtype), Told(), Told()
+    loop(start(dtype), sigmas.double(), Noise(dtype), theirs.of_the_loop, **options)
+    sample_parallel(
+        denoise,
+        start(dtype),
+        sigmas,
+        callback=ours,
+        disable=True,
+        solver=name,
+        noise_sampler=Noise(dtype),
+        tolerance=0.0,
+        window_size=4,
+        max_rows=7,
+        **options,
+    )
+    assert [told["i"] for told in ours.steps] == list(range(7))
+    for told, expected in zip(ours.steps, theirs.steps, strict=True):
+        assert told.keys() == {"x", "i", "sigma", "sigma_hat", "denoised"}
+        for key in ("x", "denoised"):
+            assert told[key].dtype == dtype
+            assert difference(told[key], expected[key]) <= LIMIT[dtype]
+        assert torch.equal(told["sigma"], sigmas[told["i"]])
+        torch.testing.assert_close(told["sigma_hat"], expected["sigma_hat"].to(dtype))
+
+
+def test_callback_comes_while_the_run_goes_on():
+    calls, at = [], []
+
+    def model(x, sigma):
+        calls.append(len(x))
+        return denoise(x, sigma)
+
+    got = sample_parallel(
+        model,
+        start(),
+        karras(40),
+        callback=lambda told: at.append((told["i"], len(calls))),
+        disable=True,
+        window_size=8,
+        solver="dpmpp_2m",
+    )
+    assert [i for i, _ in at] == list(range(40))
+    assert at[0][1] == 1
+    assert len({rounds for _, rounds in at}) > 4
+    assert at[-1][1] == len(calls) < 40
+    # nothing of the sampler's inference mode is left on the result
+    weight = torch.ones((), dtype=F64, requires_grad=True)
+    (weight * got).sum().backward()
+    assert torch.equal(weight.grad, got.sum())
+
+
+def test_callback_may_use_gradients_and_stop_by_raising():
+    weight = torch.ones((), dtype=F64, requires_grad=True)
+
+    def callback(told):
+        with torch.enable_grad():
+            (weight * told["denoised"]).sum().backward()
+        if told["i"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callback=callback)
+    assert weight.grad is not None
