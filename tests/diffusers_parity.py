@@ -14,6 +14,7 @@ import torch
 
 from ctd_engine import ParallelSampler, SequentialSampler
 from ctd_engine.integrations.diffusers import solver_table
+from ctd_engine.solvers import SolverTable
 
 SHAPE = (2, 3, 3)
 BATCH = 2
@@ -194,3 +195,18 @@ def check_parity(
         assert largest <= most, (name, config, steps, dtype)
         seen.append(largest)
     return seen[0], seen[1]
+
+
+def table_of(name: str, steps: int | dict[str, Any], **config: Any) -> SolverTable:
+    """The table of an installed scheduler with this configuration."""
+    given = dict(num_inference_steps=steps) if isinstance(steps, int) else steps
+    return solver_table(installed(name)(**config), **given)
+
+
+def sample(
+    table: SolverTable, model: Model = function_model, dtype: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """What the sequential sampler makes of the noise that every test has."""
+    x, z = noises(table.num_nodes, dtype)
+    sampler = SequentialSampler(model, shape=SHAPE, solver=table, dtype=dtype)
+    return sampler.sample(BATCH, x_init=x * table.initial_scale, noise=z).samples
