@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ctd_engine._grid_levels import GridLevels
 from ctd_engine._proposal import GivenZeta
 from ctd_engine._rows import draw_device, draw_normal, per_row
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
@@ -111,6 +112,7 @@ class Contrast:
         # a model knows nothing about noise levels outside its schedule
         self.alpha = (alpha or DEFAULT_ALPHA).truncated(*schedule.logsnr_range)
         self.given_zeta = GivenZeta(self.alpha)
+        self._grid = GridLevels(schedule) if time == "index" else None
         self.backend = backend
 
     def draw(
@@ -128,6 +130,9 @@ class Contrast:
             density = self.alpha.density(logsnr)
         else:
             logsnr, density = self.given_zeta.sample(zeta.to(device), num_draws, generator)
+        if self._grid is not None:
+            # the weight is that of the draw, wherever it is moved
+            logsnr = self._grid.moved(logsnr, generator)
         eps = draw_normal((*shape, *z.shape[1:]), z, generator)
         rows = eps.flatten(0, 1)
         signal = per_row(torch.sigmoid(logsnr).sqrt().flatten(), rows)
@@ -143,6 +148,22 @@ class Contrast:
         u, v, input_scale = noise_coefficients(self.prediction, alpha, sigma, self.sigma_data)
         time = model_time(self.time, self.schedule, self.prediction, logsnr)
         return Query(per_row(input_scale * scale, z) * z, time, z, u * scale, v)
+
+    def beta(
+        self,
+        zeta: Tensor,
+        alpha: Tensor,
+        generator: torch.Generator | None,
+        *,
+        same_draws: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-SNR after noise zeta and then alpha; the share of a draw it stands for if not all."""
+        beta = noised_logsnr(zeta, alpha)
+        if self._grid is None:
+            return beta, None
+        if not same_draws:
+            return self._grid.moved(beta, generator), None
+        return self._grid.moved_below(beta, alpha, generator)
 
     def pairs(
         self,
@@ -171,7 +192,10 @@ class Contrast:
         given = zeta if alpha_given_zeta else None
         first = self.draw(z, num_draws, generator, given)
         second = first if common_random_numbers else self.draw(z, num_draws, generator, given)
-        beta = noised_logsnr(zeta.to(second.logsnr.device)[:, None], second.logsnr)
+        levels = zeta.to(second.logsnr.device)[:, None]
+        beta, share = self.beta(levels, second.logsnr, generator, same_draws=second is first)
+        if share is not None:
+            first = second = replace(first, weight=share * first.weight)
         query = self.query(
             torch.cat([first.z.flatten(0, 1), second.z.flatten(0, 1)]),
             torch.cat([first.logsnr.flatten(), beta.flatten()]),

@@ -55,8 +55,9 @@ class DenoisingLoss:
     Args:
         schedule: the noise schedule to train on.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
-        time: what the model is told: None (native; c_noise for "edm"), "timestep", "logsnr",
-            "sigma", "c_noise" or "flow".
+        time: what the model is told: None (native; c_noise for "edm"), "timestep", "index" (an
+            int64 timestep, for models that look it up in a table), "logsnr", "sigma", "c_noise" or
+            "flow".
         levels: distribution of the noise level: "discrete" (a uniform index of the schedule's
             grid), "lognormal" (EDM's sigma), "logit_normal" or "uniform" (in flow matching's t),
             a `LogSNRDistribution`, or None: "discrete" for schedules of kind "vp", "lognormal" for
@@ -82,6 +83,11 @@ class DenoisingLoss:
         self.time = check_time(time, schedule)
         self.sigma_data = sigma_data
         self.levels = training_levels(levels, schedule)
+        if time == "index" and self.levels is not None:
+            raise ValueError(
+                'time "index" needs levels "discrete": between the points of the schedule\'s grid '
+                "there is no index to tell the model"
+            )
         self.last: dict[str, Tensor] = {}
         if self.levels is None:
             # a noise level that the prediction or the time cannot express is refused now

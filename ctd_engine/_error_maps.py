@@ -11,6 +11,7 @@ from torch import Tensor
 from ctd_engine._contrast import Contrast
 from ctd_engine._moments import Estimate
 from ctd_engine._rows import Model, call_model, check_batch, draw_normal, per_row, repeat_cond
+from ctd_engine.parametrization import model_time
 
 if TYPE_CHECKING:
     from ctd_engine.schedules import Schedule
@@ -53,7 +54,8 @@ def score_error_map(
             noised data at z, `[R, *shape]`; `exact.MixtureModel.score` is one.
         points: the same points z for every noise level, `[G, *shape]`.
         schedule: the noise schedule the model was trained on.
-        logsnrs: Z noise levels, within the schedule's range.
+        logsnrs: Z noise levels, within the schedule's range; with time "index" they are moved to
+            the nearest point of its grid.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
         time: what the model is told, as for the losses.
         max_rows: most rows per model call.
@@ -68,7 +70,7 @@ def score_error_map(
         ValueError: for unknown names, wrong shapes, or noise levels off the schedule.
     """
     check_batch(points, "points")
-    levels = _levels(logsnrs, schedule)
+    levels = _levels(logsnrs, schedule, time)
     asker = _asker(schedule, prediction, time, sigma_data)
     rows = []
     for level in levels:
@@ -118,7 +120,8 @@ def denoising_errors(
         model: `model(x_t, t, **cond)`, returning the shape of x_t.
         x: data, `[K, *shape]`, at least two.
         schedule: the noise schedule the model was trained on.
-        logsnrs: Z noise levels, within the schedule's range.
+        logsnrs: Z noise levels, within the schedule's range; with time "index" they are moved to
+            the nearest point of its grid.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
         time: what the model is told, as for the losses.
         num_draws: draws of noise per point.
@@ -140,7 +143,7 @@ def denoising_errors(
         raise ValueError("x must hold at least 2 points for a standard error, got 1")
     if num_draws < 1:
         raise ValueError(f"num_draws must be at least 1, got {num_draws}")
-    levels = _levels(logsnrs, schedule)
+    levels = _levels(logsnrs, schedule, time)
     asker = _asker(schedule, prediction, time, sigma_data)
     errors = x.new_zeros((len(levels), len(x)), dtype=torch.float64)
     for _ in range(num_draws):
@@ -162,7 +165,7 @@ def _asker(schedule: Schedule, prediction: str, time: str | None, sigma_data: fl
     return Contrast(schedule, prediction=prediction, time=time, sigma_data=sigma_data, alpha=None)
 
 
-def _levels(logsnrs: Sequence[float] | Tensor, schedule: Schedule) -> Tensor:
+def _levels(logsnrs: Sequence[float] | Tensor, schedule: Schedule, time: str | None) -> Tensor:
     levels = torch.as_tensor(logsnrs, dtype=torch.float64, device="cpu")
     low, high = schedule.logsnr_range
     if levels.dim() != 1 or levels.numel() == 0:
@@ -175,7 +178,11 @@ def _levels(logsnrs: Sequence[float] | Tensor, schedule: Schedule) -> Tensor:
             f"logsnrs must lie in the schedule's range, {low:.6g} to {high:.6g}, got "
             f"{float(levels.min()):.6g} to {float(levels.max()):.6g}; a model knows nothing beyond"
         )
-    return levels.clamp(low, high)
+    levels = levels.clamp(low, high)
+    if time == "index":
+        # the model knows the grid's levels only
+        return schedule.logsnrs[model_time(time, schedule, "epsilon", levels)]
+    return levels
 
 
 def _chunks(x: Tensor, max_rows: int) -> Iterator[tuple[slice, Tensor]]:

@@ -78,7 +78,7 @@ def fold(
     if time is None and prediction != "edm":
         times = grid.time
     else:
-        times = model_time(time, schedule, prediction, grid.logsnr[:-1])
+        times = model_time(time, schedule, prediction, grid.logsnr[:-1]).double()
     raw_a, raw_b = raw_coefficients(a, b, p, q)
     if error_scale is None:
         error_scale = torch.cat([posterior_std(grid), torch.zeros(1, dtype=torch.float64)])

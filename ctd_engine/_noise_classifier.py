@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctd_engine._calibration import Calibration, calibration_curve
-from ctd_engine._contrast import Contrast, Draws, noise_share, noised_logsnr
+from ctd_engine._contrast import Contrast, Draws, noise_share
 from ctd_engine._gaussian import GaussianBase
 from ctd_engine._moments import Estimate, Moments
 from ctd_engine._rows import (
@@ -124,10 +124,11 @@ class NoiseClassifier:
             out_alpha = self._noise(draws, draws.logsnr, z, points, cond)
             deltas = []
             for level in levels.reshape(-1).to(draws.logsnr.device):
-                beta = noised_logsnr(level, draws.logsnr)
+                beta, share = self._contrast.beta(level, draws.logsnr, generator)
                 out_beta = self._noise(draws, beta, z, points, cond)
                 b = noise_share(draws.logsnr, beta)
-                deltas.append(draws.log_ratios(out_alpha, out_beta, b))
+                delta = draws.log_ratios(out_alpha, out_beta, b)
+                deltas.append(delta if share is None else share.to(delta) * delta)
             sums.add(points, torch.stack(deltas, 1))
         value, standard_error = sums.result(self.num_draws)
         if levels.dim() == 0:

@@ -76,8 +76,9 @@ def _rows_of(value: Any, name: str, index: Tensor | None, num_samples: int) -> A
 def call_model(
     model: Model, x: Tensor, time: Tensor, dtype: torch.dtype, cond: Mapping[str, Any]
 ) -> Tensor:
-    """Call the model on rows and check what comes back; times keep fp32 at least."""
-    out = model(x.to(dtype), time.to(x.device, x.dtype), **cond)
+    """Call the model on rows and check what comes back; times keep fp32 at least, or integers."""
+    time = time.to(x.device, x.dtype if time.is_floating_point() else time.dtype)
+    out = model(x.to(dtype), time, **cond)
     if not isinstance(out, Tensor):
         raise TypeError(
             f"model must return a tensor, got {type(out).__name__}; wrap a model that returns "

@@ -245,7 +245,7 @@ def _variances(data: Tensor) -> Tensor:
     centred = flat - flat.mean(0)
     # the smaller of the two products has the same eigenvalues
     product = centred.T @ centred if len(flat) > flat.shape[1] else centred @ centred.T
-    variances = torch.linalg.eigvalsh(product) / len(flat)
+    variances: Tensor = torch.linalg.eigvalsh(product) / len(flat)
     # directions without variance would put the location at infinity
     variances = variances[variances > 1e-6 * variances.max()]
     if len(variances) == 0:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "edm")
-TIMES = ("timestep", "logsnr", "sigma", "c_noise", "flow")
+TIMES = ("timestep", "index", "logsnr", "sigma", "c_noise", "flow")
 
 
 def check_prediction(prediction: str, schedule: Schedule | None = None) -> str:
@@ -84,9 +84,9 @@ def check_time(time: str | None, schedule: Schedule | None = None) -> str | None
     if time not in TIMES:
         names = ", ".join(f'"{name}"' for name in TIMES)
         raise ValueError(f'time must be None or one of {names}, got "{time}"')
-    if schedule is not None and time == "timestep" and schedule.kind != "vp":
+    if schedule is not None and time in ("timestep", "index") and schedule.kind != "vp":
         raise ValueError(
-            'time "timestep" needs a schedule with discrete timesteps (kind "vp"), got schedule '
+            f'time "{time}" needs a schedule with discrete timesteps (kind "vp"), got schedule '
             f'"{schedule.name}" of kind "{schedule.kind}"; use None, "logsnr", "sigma" or "c_noise"'
         )
     return time
@@ -210,11 +210,11 @@ def model_time(time: str | None, schedule: Schedule, prediction: str, logsnr: Te
         logsnr: 2 log(alpha / sigma), any shape.
 
     Returns:
-        Times of the shape of `logsnr`.
+        Times of the shape of `logsnr`; int64 for "index", the nearest point of the schedule's grid.
 
     Raises:
-        ValueError: for unknown names, "timestep" off a "vp" schedule, and a time that is infinite
-            because alpha = 0 (checked as for `data_coefficients`).
+        ValueError: for unknown names, "timestep" or "index" off a "vp" schedule, and a time that is
+            infinite because alpha = 0 (checked as for `data_coefficients`).
     """
     check_prediction(prediction)
     check_time(time, schedule)
@@ -222,6 +222,8 @@ def model_time(time: str | None, schedule: Schedule, prediction: str, logsnr: Te
         time = "c_noise"
     if time is None or time == "timestep":
         return schedule.time(logsnr)
+    if time == "index":
+        return schedule.time(logsnr).round().to(torch.int64)
     if time == "flow":
         return torch.sigmoid(-0.5 * logsnr)
     if _is_readable(logsnr) and bool(torch.isneginf(logsnr).any()):

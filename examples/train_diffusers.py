@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default=Path("ddpm"), help="folder for the pipeline and samples.png")
     add("--loss", choices=("contrastive", "denoising"), default="contrastive")
     add("--prediction-type", choices=tuple(PREDICTIONS), default="epsilon")
-    add("--steps", type=int, default=500, help="optimizer steps")
+    add("--steps", type=int, default=300, help="optimizer steps")
     add("--batch-size", type=int, default=64, help="per process")
     add("--gradient-accumulation-steps", type=int, default=1)
     add("--mixed-precision", choices=("no", "fp16", "bf16"), default="no")
