@@ -126,9 +126,15 @@ class ModelCall:
         """Whether the other call asks for the same, of another state."""
         return self.x.shape == other.x.shape and is_same(self.cond, other.cond)
 
-    def again(self, model: Callable[..., Any], x: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-        """The model's output for inputs x [R, ...] at times [R] with the conditioning of rows."""
-        cond = take_rows(self.cond, rows, self.count)
+    def cond_of(self, rows: Tensor) -> dict[str, Any]:
+        """The conditioning of rows [R]."""
+        taken: dict[str, Any] = take_rows(self.cond, rows, self.count)
+        return taken
+
+    def again(
+        self, model: Callable[..., Any], x: Tensor, time: Tensor, cond: Mapping[str, Any]
+    ) -> Tensor:
+        """The model's output for inputs x [R, ...] at times [R] with conditioning of R rows."""
         named = dict(zip(self.names, (x, time), strict=True))
         out: Tensor = model(**named, **cond, return_dict=False)[0]
         return out

@@ -39,6 +39,7 @@ class RowModel:
         self._divisor = divisor
         self._scales = mix.scales.to(device)
         self._calls: list[tuple[ModelCall, Tensor, list[int]]] = []
+        self._kept: dict[int, tuple[int, dict[str, Any]]] = {}
         begin = 0
         for call in calls:
             end = begin + call.count
@@ -61,8 +62,7 @@ class RowModel:
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """The combined output [R, *shape] for samples `rows`."""
         parts: list[Tensor] = []
-        scales: list[Tensor] = []
-        for call, at, branches in self._calls:
+        for number, (call, at, branches) in enumerate(self._calls):
             copies = len(branches)
             time = t.to(call.time.dtype)
             time = time if self._divisor == 1 else time / self._divisor
@@ -70,15 +70,25 @@ class RowModel:
                 self._model,
                 x.repeat(copies, *[1] * (x.dim() - 1)),
                 time.repeat(copies),
-                at[rows].T.flatten(),
+                self._cond(number, call, at, rows),
             )
             parts += first_channels(out, tuple(x.shape[1:])).chunk(copies)
-            scales += [self._scales[:, branch] for branch in branches]
         if len(parts) == 1:
             return parts[0]
         dtype = torch.promote_types(parts[0].dtype, torch.float32)
-        ones = [1] * (x.dim() - 1)
-        combined = torch.zeros_like(parts[0], dtype=dtype)
-        for part, scale in zip(parts, scales, strict=True):
-            combined += scale[rows].to(dtype).view(-1, *ones) * part
+        scales = self._scales[rows].to(dtype).view(len(rows), -1, *[1] * (x.dim() - 1))
+        combined = scales[:, 0] * parts[0]
+        for branch, part in enumerate(parts[1:], start=1):
+            combined = torch.addcmul(combined, scales[:, branch], part.to(dtype))
         return combined
+
+    def _cond(self, number: int, call: ModelCall, at: Tensor, rows: Tensor) -> dict[str, Any]:
+        """Conditioning of the rows, kept where all rows of a round are of one sample."""
+        if len(at) > 1 or rows.device.type == "cuda":
+            # there a recorded round reads where the tensors were when it was recorded
+            return call.cond_of(at[rows].T.flatten())
+        size, kept = self._kept.get(number, (0, {}))
+        if size != len(rows):
+            kept = call.cond_of(at[rows].T.flatten())
+            self._kept[number] = (len(rows), kept)
+        return kept
