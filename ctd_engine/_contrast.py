@@ -202,26 +202,31 @@ class Contrast:
         )
         return Pairs(first, second, noise_share(second.logsnr, beta), query)
 
-    def reduce(self, pairs: Pairs, out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def reduce(
+        self, pairs: Pairs, out: Tensor, y: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Loss and log ratio of points, from the model's raw output.
 
         Args:
             pairs: draws for K points.
             out: the output at the rows of `pairs.query`, `[2 K n, *shape]`.
             y: labels, `[K]`.
+            temperature: T.
 
         Returns:
-            `(loss, delta)`, both `[K]`.
+            `(loss, delta)`, both `[K]`, with loss = T softplus(y delta / T).
         """
         first, second = pairs.first, pairs.second
         out_alpha, out_beta = pairs.query.noise(out).view(2, *first.weight.shape, -1).unbind()
         eps = first.eps.flatten(2)
-        weight, b = first.weight.to(eps), pairs.b.to(eps)
+        weight, b, y = first.weight.to(eps), pairs.b.to(eps), y.to(eps)
         if second is first:
-            return contrastive_reduction(
-                eps, out_alpha, out_beta, weight, b, y.to(eps), backend=self.backend
+            # delta is linear in the weights: divided by T they give delta / T
+            loss, ratio = contrastive_reduction(
+                eps, out_alpha, out_beta, weight / temperature, b, y, backend=self.backend
             )
+            return temperature * loss, temperature * ratio
         error_alpha = (eps - out_alpha).square().sum(-1)
         error_beta = (second.eps.flatten(2) - b[..., None] * out_beta).square().sum(-1)
         delta = -0.5 * (second.weight.to(eps) * error_beta - weight * error_alpha).mean(-1)
-        return -logsigmoid(-y.to(eps) * delta), delta
+        return -temperature * logsigmoid(-y * delta / temperature), delta

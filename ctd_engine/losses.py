@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ctd_engine._contrast import Contrast, Pairs, Query
 from ctd_engine._denoising import DenoisingLoss
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveDiffusionLoss", "DenoisingLoss"]
 
 _DEFAULT_ZETA = TruncatedLogistic(10.5, 1.5, clip=3.0)
-# 2 rows for one sample in 10 are a fifth more rows; the rest up to half a step is overhead
-_SAMPLES_PER_POINT = 10
+# 2 rows for each draw, one draw for 10 samples: a fifth more rows; the rest up to half a step is
+# overhead
+_SAMPLES_PER_DRAW = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +54,27 @@ class ContrastiveDiffusionLoss:
 
     A point z is a data point (y = +1) or one with noise of log-SNR zeta added (y = -1). The model's
     denoising errors give delta = log p_zeta(z) - log p(z), and the contrastive loss is
-    L_CDL = softplus(y delta): how badly the model tells the two apart. Its value without any skill
-    is log 2. The model then learns what to answer off the path that it is usually trained on.
+    L_CDL = T softplus(y delta / T): how badly the model tells the two apart. Its value without any
+    skill is T log 2. The model then learns what to answer off the path that it is usually trained
+    on.
 
     Both terms are counted per element of a sample (D of them), so that one weight suits any size:
 
         total = denoising + contrastive_weight * L_CDL / D
               = ( summed squared error + contrastive_weight * L_CDL ) / D
 
-    The paper takes half of the summed squared error and L_CDL at 1:1: `contrastive_weight=2`. Its
-    published code weighs the contrastive term by 2 / batch, so `contrastive_weight=4 / batch`
-    (0.03 for a batch of 128). From 0.01 to 0.1 helped in our trials with 2D data; 1 did harm.
+    The paper takes half of the summed squared error and L_CDL at 1:1, and T = 1:
+    `contrastive_weight=2, temperature=1`. Its published code weighs the contrastive term by
+    2 / batch, so `contrastive_weight=4 / batch` (0.03 for a batch of 128).
+
+    The temperature T is ours. Few draws leave an estimate of delta whose spread is larger than
+    delta itself, and the curved softplus then pulls the model towards a smaller spread, by about
+    spread² / (8 T), instead of towards the right answer. A larger T weakens that; the loss stays
+    positive and its slope in delta, sigmoid(y delta / T), between 0 and 1, and the scale of the
+    weight stays the same. docs/training.md has what we measured.
 
     One call of the model evaluates B rows for the first term and 2 K n for the second: by default
-    1.2 times the rows of a `DenoisingLoss` (more for batches below 10, which have 1 point), and at
+    1.2 times the rows of a `DenoisingLoss` (more for batches below 20, which have 1 point), and at
     most 1.5 times its time. With `common_random_numbers` both densities see the same noise, so that
     what they have in common cancels; without, they are drawn separately, as in the published code.
 
@@ -74,11 +83,13 @@ class ContrastiveDiffusionLoss:
         prediction: what the model returns, as for `DenoisingLoss`.
         time: what the model is told, as for `DenoisingLoss`.
         contrastive_weight: weight of the contrastive term; 0 leaves it out.
+        temperature: T, in nats; 1 is the paper's loss.
         num_points: K, how many samples of a batch the contrastive term uses, evenly spread over
-            it; None for a tenth of the batch, at least one.
+            it; None for one draw per 10 samples, and at least one point.
         num_draws: n, draws of log-SNR and noise per point.
         zeta: distribution of the added noise's log-SNR; None for the paper's choice for images
-            (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values.
+            (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values:
+            `Uniform(-3, 5)` for points of variance 1.
         alpha: distribution of the log-SNR over which the likelihood is integrated; None for the
             paper's choice for CIFAR-10 (logistic, 4 and 4, on [-8, 16]). `logistic_from_data` finds
             one. It is cut to the schedule's range, outside of which the model knows nothing.
@@ -93,8 +104,8 @@ class ContrastiveDiffusionLoss:
 
     Raises:
         TypeError: for arguments of the wrong type.
-        ValueError: for unknown names, counts below 1, a negative weight, or an `alpha` that has
-            nothing in common with the schedule.
+        ValueError: for unknown names, counts below 1, a negative weight, a temperature that is not
+            positive, or an `alpha` that has nothing in common with the schedule.
     """
 
     def __init__(
@@ -103,9 +114,10 @@ class ContrastiveDiffusionLoss:
         *,
         prediction: str = "epsilon",
         time: str | None = None,
-        contrastive_weight: float = 0.05,
+        contrastive_weight: float = 0.02,
+        temperature: float = 5.0,
         num_points: int | None = None,
-        num_draws: int = 1,
+        num_draws: int = 2,
         zeta: LogSNRDistribution | None = None,
         alpha: LogSNRDistribution | None = None,
         common_random_numbers: bool = True,
@@ -118,6 +130,8 @@ class ContrastiveDiffusionLoss:
             raise ValueError(
                 f"contrastive_weight must be finite and at least 0, got {contrastive_weight}"
             )
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if num_points is not None and num_points < 1:
             raise ValueError(f"num_points must be None or at least 1, got {num_points}")
         if num_draws < 1:
@@ -136,6 +150,7 @@ class ContrastiveDiffusionLoss:
             backend=backend,
         )
         self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
         self.num_points = num_points
         self.num_draws = num_draws
         self.zeta = _DEFAULT_ZETA if zeta is None else zeta
@@ -159,7 +174,7 @@ class ContrastiveDiffusionLoss:
         """Estimate the loss of a batch with one model call.
 
         `last` then holds, detached: "denoising" and "contrastive", the two terms as they enter the
-        total (per element); "cross_entropy", the mean of L_CDL in nats; "delta_mean", the mean of
+        total (per element); "cross_entropy", the mean of softplus(y delta); "delta_mean", that of
         delta over the points of both labels, and its "delta_standard_error" (NaN for one point);
         and "accuracy", the fraction of points that the model classifies correctly.
 
@@ -183,13 +198,14 @@ class ContrastiveDiffusionLoss:
         check_batch(x)
         rows = self.denoising.rows(x, generator)
         asked = self.ask(x, generator)
+        every = torch.arange(len(x), device=x.device)
         # one call: half the launches, and a DistributedDataParallel model wants no second one
         out = call_model(
             model,
             torch.cat([rows.input, asked.query.input]),
             torch.cat([rows.time, asked.query.time]),
             x.dtype,
-            repeat_cond(cond, torch.cat([torch.arange(len(x)), asked.index]), len(x)),
+            repeat_cond(cond, torch.cat([every, asked.index]), len(x)),
         )
         denoising = rows.loss(out[: len(x)])
         contrastive = self.judge(asked, out[len(x) :]).mean() / x[0].numel()
@@ -209,8 +225,8 @@ class ContrastiveDiffusionLoss:
         Raises:
             ValueError: for `num_points` > B.
         """
-        points = self._points(len(x))
-        z, zeta, y = self._draw_points(x[points.to(x.device)], generator)
+        points = self._points(len(x), x.device)
+        z, zeta, y = self._draw_points(x[points], generator)
         pairs = self._contrast.pairs(
             z,
             zeta,
@@ -224,11 +240,11 @@ class ContrastiveDiffusionLoss:
 
     def judge(self, asked: Asked, out: Tensor) -> Tensor:
         """L_CDL of every point, `[K]`, from the model's raw output; `last` gets its parts."""
-        loss, delta = self._contrast.reduce(asked.pairs, out, asked.y)
-        delta, cross_entropy = delta.detach(), loss.detach().mean()
+        loss, delta = self._contrast.reduce(asked.pairs, out, asked.y, self.temperature)
+        delta = delta.detach()
         self.last = {
-            "contrastive": cross_entropy / out[0].numel(),
-            "cross_entropy": cross_entropy,
+            "contrastive": loss.detach().mean() / out[0].numel(),
+            "cross_entropy": -logsigmoid(-asked.y.to(delta) * delta).mean(),
             "delta_mean": delta.mean(),
             # NaN for a single point: nothing is known then
             "delta_standard_error": (delta.var(correction=0) / (len(delta) - 1)).sqrt(),
@@ -236,18 +252,18 @@ class ContrastiveDiffusionLoss:
         }
         return loss
 
-    def _points(self, num_samples: int) -> Tensor:
+    def _points(self, num_samples: int, device: torch.device) -> Tensor:
         """Which samples the contrastive term uses, `[K]`."""
         num_points = self.num_points
         if num_points is None:
-            num_points = max(1, num_samples // _SAMPLES_PER_POINT)
+            num_points = max(1, num_samples // (_SAMPLES_PER_DRAW * self.num_draws))
         if num_points > num_samples:
             raise ValueError(
                 f"num_points must be at most the number of samples in x, {num_samples}, got "
                 f"{num_points}"
             )
         # evenly spread: parts of a batch then use the same samples as the whole
-        return torch.arange(num_points) * num_samples // num_points
+        return torch.arange(num_points, device=device) * num_samples // num_points
 
     def _draw_points(
         self, x: Tensor, generator: torch.Generator | None

@@ -88,7 +88,8 @@ def test_edm_adds_the_contrast_of_a_batch() -> None:
     loss = ContrastiveEDMLoss(contrastive_weight=0.7, **options())
     value = loss(net, y, generator=seeded(4))
     assert [len(call["x"]) for call in net.calls] == [20 + 2 * 4 * 2]
-    expected = published(net, net.calls[0], y).sum() / len(y) + 0.7 * loss.last["cross_entropy"]
+    contrastive = loss.last["contrastive"] * y[0].numel()
+    expected = published(net, net.calls[0], y).sum() / len(y) + 0.7 * contrastive
     torch.testing.assert_close(value.sum() / len(y), expected)
     # EDM's training loop
     value.sum().mul(1.0 / len(y)).backward()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctd_engine import schedules
-from ctd_engine._contrast import Contrast, noise_share, noised_logsnr
+from ctd_engine._contrast import Contrast, Draws, Pairs, noise_share, noised_logsnr
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic, Uniform
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
 from gaussian_problem import (
@@ -168,6 +168,8 @@ def test_loss_is_the_closed_form_cross_entropy(
     loss = ContrastiveDiffusionLoss(
         schedule,
         time="logsnr",
+        contrastive_weight=0.5,
+        temperature=1.0,
         num_points=12,
         num_draws=100_000,
         zeta=Uniform(-1.0, 5.0),
@@ -196,7 +198,7 @@ def test_loss_is_the_closed_form_cross_entropy(
         accuracy = (y * delta < 0).double().mean()
         assert float(loss.last["accuracy"]) == pytest.approx(float(accuracy))
     assert float(loss.last["contrastive"]) == float(loss.last["cross_entropy"]) / 2
-    parts = loss.last["denoising"] + 0.05 * loss.last["contrastive"]
+    parts = loss.last["denoising"] + 0.5 * loss.last["contrastive"]
     assert float(total) == pytest.approx(float(parts))
 
 
@@ -256,6 +258,71 @@ def test_common_random_numbers_lower_the_variance_100_times() -> None:
     assert variances[1] >= 100 * variances[0]
 
 
+@pytest.mark.parametrize("common_random_numbers", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 5.0, 40.0])
+def test_temperature_softens_the_slope_and_not_the_bounds(
+    temperature: float, common_random_numbers: bool
+) -> None:
+    schedule, problem = wide_schedule(), GaussianProblem(3)
+    z, zeta = problem.sample(64), torch.linspace(-4.0, 8.0, 64, dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(32)
+    pairs = contrast(schedule).pairs(
+        z, zeta, 2, seeded(), common_random_numbers=common_random_numbers
+    )
+    # far from the exact model, so that the losses span their whole range
+    out = 3.0 * ExactModel(problem, schedule, "epsilon")(pairs.query.input, pairs.query.time)
+    out.requires_grad_()
+    loss, delta = contrast(schedule).reduce(pairs, out, y, temperature)
+    _, plain = contrast(schedule).reduce(pairs, out, y)
+    torch.testing.assert_close(delta, plain)
+    scaled = y * delta / temperature
+    torch.testing.assert_close(loss, temperature * torch.nn.functional.softplus(scaled))
+    assert bool((loss >= (y * delta).clamp_min(0.0)).all())
+    assert float(scaled.detach().min()) < -1.0 < 1.0 < float(scaled.detach().max())
+    # what reaches the model through delta: sigmoid(y delta / T), between 0 and 1
+    (of_loss,) = torch.autograd.grad(loss.sum(), out, retain_graph=True)
+    slope = torch.sigmoid(scaled.detach())
+    (of_delta,) = torch.autograd.grad((slope * y * plain).sum(), out)
+    torch.testing.assert_close(of_loss, of_delta)
+
+
+def test_temperature_lowers_the_bias_of_few_draws() -> None:
+    # the slope of the loss in the size of an exact model's answer, from one draw and from 100
+    schedule, problem, num_points, many = wide_schedule(), GaussianProblem(2), 2000, 100
+    zeta = torch.linspace(-1.0, 5.0, num_points, dtype=torch.float64)
+    y = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(num_points // 2)
+    signal = torch.where(y > 0, 1.0, torch.sigmoid(zeta)).sqrt()[:, None]
+    noise = torch.randn(num_points, 2, generator=seeded(2), dtype=torch.float64)
+    z = signal * problem.sample(num_points) + (1.0 - signal**2).sqrt() * noise
+    estimate = contrast(schedule)
+    pairs = estimate.pairs(z, zeta, many, seeded(3), alpha_given_zeta=True)
+    exact = ExactModel(problem, schedule, "epsilon")(pairs.query.input, pairs.query.time)
+    # the same draws as points of their own: the difference of the two is bias, and little noise
+    parts = (pairs.first.logsnr, pairs.first.weight, pairs.first.eps, pairs.first.z)
+    single = Draws(*(part.flatten(0, 1).unsqueeze(1) for part in parts))
+    apart = Pairs(single, single, pairs.b.reshape(-1, 1), pairs.query)
+
+    def slopes(temperature: float) -> tuple[float, float, float]:
+        size = torch.full((num_points, 1), 0.8, dtype=torch.float64, requires_grad=True)
+        out = size.repeat_interleave(many, 0).repeat(2, 1) * exact
+        few, _ = estimate.reduce(apart, out, y.repeat_interleave(many), temperature)
+        enough, _ = estimate.reduce(pairs, out, y, temperature)
+        gap = few.view(num_points, many).mean(1) - enough
+        (right,) = torch.autograd.grad(enough.sum(), size, retain_graph=True)
+        (bias,) = torch.autograd.grad(gap.sum(), size)
+        error = float(bias.std()) / math.sqrt(num_points)
+        return float(right.mean()), float(bias.mean()), error
+
+    right_1, bias_1, error_1 = slopes(1.0)
+    right_5, bias_5, error_5 = slopes(5.0)
+    print(f"slope {right_1:.3f}, bias {bias_1:.3f} +- {error_1:.3f} at temperature 1")
+    print(f"slope {right_5:.3f}, bias {bias_5:.3f} +- {error_5:.3f} at temperature 5")
+    assert 4 * error_5 < bias_5 < 0.7 * bias_1 - 2 * (error_1 + error_5)
+    # the model is too timid: a draw alone pushes it the wrong way at 1, and the right way at 5
+    assert right_1 + bias_1 - 4 * error_1 > 0 > right_1
+    assert right_5 + bias_5 + 4 * error_5 < 0
+
+
 def rows_of_a_call(batch: int, **options: Any) -> list[int]:
     schedule = schedules.linear_beta()
     model = ExactModel(GaussianProblem(2), schedule, "epsilon")
@@ -269,9 +336,14 @@ def test_both_terms_share_one_model_call() -> None:
     assert rows_of_a_call(7, contrastive_weight=0.0) == [7]
 
 
-@pytest.mark.parametrize(("batch", "rows"), [(1, 3), (7, 9), (20, 24), (256, 306)])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 5), (7, 11), (20, 24), (256, 304)])
 def test_defaults_add_a_fifth_of_the_rows(batch: int, rows: int) -> None:
     assert rows_of_a_call(batch) == [rows]
+
+
+def test_more_draws_at_the_same_rows() -> None:
+    for num_draws in (1, 4, 8):
+        assert rows_of_a_call(80, num_draws=num_draws) == [96]
 
 
 def test_conditioning_follows_its_point() -> None:
@@ -348,12 +420,14 @@ def test_same_denoising_term_with_and_without_the_contrast() -> None:
 
 
 @pytest.mark.parametrize("common_random_numbers", [True, False])
-def test_gradient_of_the_total(common_random_numbers: bool) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_gradient_of_the_total(temperature: float, common_random_numbers: bool) -> None:
     schedule = schedules.linear_beta()
     x = torch.randn(4, 3, generator=seeded(), dtype=torch.float64)
     loss = ContrastiveDiffusionLoss(
         schedule,
         contrastive_weight=1.0,
+        temperature=temperature,
         num_points=4,
         common_random_numbers=common_random_numbers,
     )
@@ -390,6 +464,11 @@ VP = schedules.linear_beta()
             lambda: ContrastiveDiffusionLoss(VP, contrastive_weight=math.nan),
             ValueError,
             "contrastive_weight must be finite",
+        ),
+        (
+            lambda: ContrastiveDiffusionLoss(VP, temperature=0.0),
+            ValueError,
+            "temperature must be positive and finite, got 0.0",
         ),
         (lambda: ContrastiveDiffusionLoss(VP, num_points=0), ValueError, "num_points must be None"),
         (lambda: ContrastiveDiffusionLoss(VP, num_draws=0), ValueError, "num_draws must be at le"),
@@ -432,7 +511,7 @@ def identity(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
             torch.zeros(2, 3),
             {},
             ValueError,
-            r"model must return the shape of its input, \([24], 3\).*got \([24], 1\)",
+            r"model must return the shape of its input, \([26], 3\).*got \([26], 1\)",
         ),
     ],
 )

@@ -50,17 +50,19 @@ class TrainConfig:
     ema_decay: float = 0.999
     label_dropout: float = 0.1
     loss: str = "denoising"
-    contrastive_weight: float = 0.05
-    num_points: int = 16
-    num_draws: int = 4
+    contrastive_weight: float = 0.02
+    num_points: int | None = None
+    num_draws: int = 2
     width: int = 32
     prediction: str = "epsilon"
     schedule: str = "linear_beta"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_points", "num_draws", "width"):
+        for name in ("steps", "batch_size", "num_draws", "width"):
             _checks.require_int(name, getattr(self, name), minimum=1)
+        if self.num_points is not None:
+            _checks.require_int("num_points", self.num_points, minimum=1)
         _checks.require_int("warmup", self.warmup, minimum=0)
         _checks.require_int("seed", self.seed, minimum=0)
         for name in ("lr", "grad_clip"):
@@ -272,10 +274,11 @@ def _make_loss(
         schedule,
         prediction=config.prediction,
         contrastive_weight=config.contrastive_weight,
-        num_points=min(config.num_points, config.batch_size),
+        num_points=config.num_points and min(config.num_points, config.batch_size),
         num_draws=config.num_draws,
-        # points vary on all scales: noise over the data's own range; images: the paper's choice
-        zeta=Uniform(-1.0, 5.0) if x.dim() == 2 else None,
+        # points have variance 1: from noise that drowns them to noise of a twelfth of their size;
+        # images: the paper's choice
+        zeta=Uniform(-3.0, 5.0) if x.dim() == 2 else None,
         alpha=logistic_from_data(x),
     )
 
