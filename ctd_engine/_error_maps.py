@@ -190,4 +190,4 @@ def _chunks(x: Tensor, max_rows: int) -> Iterator[tuple[slice, Tensor]]:
         raise ValueError(f"max_rows must be at least 1, got {max_rows}")
     for first in range(0, len(x), max_rows):
         last = min(first + max_rows, len(x))
-        yield slice(first, last), torch.arange(first, last)
+        yield slice(first, last), torch.arange(first, last, device=x.device)

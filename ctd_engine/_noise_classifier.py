@@ -266,7 +266,8 @@ class NoiseClassifier:
     def _noise(
         self, draws: Draws, logsnr: Tensor, z: Tensor, points: slice, cond: dict[str, Any]
     ) -> Tensor:
-        index = torch.arange(points.start, points.stop).repeat_interleave(logsnr.shape[1])
+        count = torch.arange(points.start, points.stop, device=z.device)
+        index = count.repeat_interleave(logsnr.shape[1])
         rows = repeat_cond(cond, index, len(z))
         query = self._contrast.query(draws.z.flatten(0, 1), logsnr.flatten())
         out = call_model(self.model, query.input, query.time, z.dtype, rows)

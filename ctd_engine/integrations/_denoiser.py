@@ -64,7 +64,7 @@ def errors(
         is the mean L_CDL of the points times `contrastive_weight`: 0 for samples without a point.
     """
     rows, levels = [x + noise * per_row(sigma, x)], [sigma.to(x)]
-    index = [torch.arange(len(x))]
+    index = [torch.arange(len(x), device=x.device)]
     asked = loss.ask(x, generator) if loss.contrastive_weight > 0 else None
     if asked is not None:
         rows.append(asked.query.input)
