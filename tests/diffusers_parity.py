@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -128,11 +129,14 @@ def run_loop(
         # as pipelines do, for timesteps that come twice
         scheduler.set_begin_index(0)
     module = sys.modules[type(scheduler).__module__]
-    draws, before = _Draws(z), getattr(module, "randn_tensor", None)
-    module.randn_tensor = draws  # type: ignore[attr-defined]
+    draws = _Draws(z)
     has_scale = hasattr(scheduler, "scale_model_input")
     following = [*scheduler.timesteps[1:], torch.tensor(-1)]
-    try:
+    with (
+        patch.object(module, "randn_tensor", draws, create=True),
+        # flow matching's, in older versions
+        patch.object(torch, "randn_like", lambda x: draws(x.shape, dtype=x.dtype)),
+    ):
         for i, t in enumerate(scheduler.timesteps):
             draws.node = i
             scaled = scheduler.scale_model_input(x, t) if has_scale else x
@@ -140,8 +144,6 @@ def run_loop(
             if corrects_stride:
                 scheduler.num_inference_steps = _Stride(int(t - following[i]))
             x = scheduler.step(m, t, x, **options, return_dict=False)[0]
-    finally:
-        module.randn_tensor = before  # type: ignore[attr-defined]
     return x
 
 
