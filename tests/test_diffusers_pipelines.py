@@ -568,15 +568,38 @@ def test_compiled_models_are_called_compiled(how):
     assert_same_images(got, expected)
 
 
-def test_hooks_of_the_model_run_with_its_true_calls_alone(pipeline):
+def test_hooks_of_the_module_see_probes_too(pipeline):
     pipe = pipeline(tiny.ddim)
     handle = parallelize(pipe, window_size=4, tolerance=0.0)
     rows = []
     hook = pipe.unet.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs)))
     call(pipe, generators(), batch_size=2)
     hook.remove()
-    # hooks see the probes too, one per step
     assert len(rows) == STEPS + handle.stats[0].rounds
+
+
+def test_hooks_of_accelerate_run_with_the_models_true_calls_alone(pipeline):
+    """Offloading brings the model to its device this way."""
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Count(hooks.ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *arguments, **named):
+            self.calls += 1
+            return arguments, named
+
+    pipe, count = pipeline(tiny.ddim), Count()
+    hooks.add_hook_to_module(pipe.unet, count)
+    try:
+        hooked = pipe.unet.forward
+        handle = parallelize(pipe, window_size=4, tolerance=0.0)
+        got = call(pipe, generators(), batch_size=2).images
+        assert count.calls == handle.stats[0].rounds
+        assert vars(pipe.unet)["forward"] is hooked
+    finally:
+        hooks.remove_hook_from_module(pipe.unet)
+    assert_same_images(got, sequentially(pipe, generators(), batch_size=2))
 
 
 @pytest.mark.parametrize(
@@ -631,6 +654,19 @@ def test_the_example_runs(capsys):
     assert float(difference) < 0.05
     code = [line for line in path.read_text().splitlines() if line and line[0] not in '#"]})']
     assert len([line for line in code if not line.startswith((" ", "import", "from"))]) <= 10
+
+
+def test_the_documented_examples_run(capsys):
+    page = Path(__file__).parents[1] / "docs" / "integrations.md"
+    section = page.read_text(encoding="utf-8").partition("\n## diffusers pipelines\n")[2]
+    first, second = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(compile(first, "integrations.md", "exec"), {})
+        names: dict = {}
+        exec(compile(second, "integrations.md", "exec"), names)
+    assert int(capsys.readouterr().out.partition(" ")[0]) < 20
+    assert names["latents"].shape == (2, 4, 8, 8)
 
 
 def test_what_cannot_be_parallelized_is_refused_at_once(pipeline):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,6 +72,11 @@ def form(value: Any) -> Any:
     return type(value)
 
 
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
 @dataclass(frozen=True, eq=False)
 class ModelCall:
     """What a pipeline told its model in one call.
@@ -93,7 +99,7 @@ class ModelCall:
         Raises:
             ValueError: an argument that changes from step to step.
         """
-        parameters = inspect.signature(type(bare(model)).forward)
+        parameters = _signature(type(bare(model)).forward)
         cond = dict(parameters.bind(None, *arguments, **named).arguments)
         for kept in [p.name for p in parameters.parameters.values() if p.kind is p.VAR_KEYWORD]:
             cond.update(cond.pop(kept, {}))

@@ -70,6 +70,9 @@ class Loop:
     _first: int = 0
     _restless: int = 0
 
+    def __post_init__(self) -> None:
+        self._signature = inspect.signature(self.scheduler.step)
+
     def open(self) -> None:
         """Take the places."""
         self._put(self.model, "forward", self._forward)
@@ -111,7 +114,7 @@ class Loop:
 
     def _step(self, *arguments: Any, **named: Any) -> Any:
         with self._aside():
-            bound = inspect.signature(self.scheduler.step).bind(*arguments, **named)
+            bound = self._signature.bind(*arguments, **named)
             bound.apply_defaults()
             prev_sample = self._next(**bound.arguments)
         if not named.get("return_dict", True):
@@ -142,7 +145,7 @@ class Loop:
 
     def _begin(self, timestep: Any, sample: Tensor, step: dict[str, Any]) -> int:
         """What holds for the whole loop; the index of its first step."""
-        usual = inspect.signature(self.scheduler.step).parameters
+        usual = self._signature.parameters
         for name, value in step.items():
             if name not in STEP_OPTIONS and value is not usual[name].default:
                 raise ValueError(
