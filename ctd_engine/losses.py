@@ -89,9 +89,9 @@ class ContrastiveDiffusionLoss:
         num_draws: n, draws of log-SNR and noise per point.
         zeta: distribution of the added noise's log-SNR; None for the paper's choice for images
             (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values:
-            `Uniform(-3, 5)` for points of variance 1.
+            `zeta_from_data` finds one for points ([-3, 5] at variance 1).
         alpha: distribution of the log-SNR over which the likelihood is integrated; None for the
-            paper's choice for CIFAR-10 (logistic, 4 and 4, on [-8, 16]). `logistic_from_data` finds
+            paper's choice for CIFAR-10 (logistic, 4 and 4, on [-8, 16]). `alpha_from_data` finds
             one. It is cut to the schedule's range, outside of which the model knows nothing.
         common_random_numbers: draw alpha and eps once for both densities.
         alpha_given_zeta: take half of the draws of alpha where they matter for the point's zeta.

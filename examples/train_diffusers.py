@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from ctd_engine import ContrastiveDiffusionLoss, DenoisingLoss, schedules
-from ctd_engine.logsnr_distributions import alpha_from_data, zeta_from_data
+from ctd_engine.logsnr_distributions import alpha_from_data
 from ctd_engine.plots import save_images
 from ctd_engine.training.data import load_data
 
@@ -94,8 +94,8 @@ def main() -> None:
     prediction = PREDICTIONS[args.prediction_type]
     loss_fn: DenoisingLoss | ContrastiveDiffusionLoss
     if args.loss == "contrastive":
-        alpha, zeta = alpha_from_data(images), zeta_from_data(images)
-        loss_fn = ContrastiveDiffusionLoss(schedule, prediction=prediction, alpha=alpha, zeta=zeta)
+        alpha = alpha_from_data(images)
+        loss_fn = ContrastiveDiffusionLoss(schedule, prediction=prediction, alpha=alpha)
     else:
         loss_fn = DenoisingLoss(schedule, prediction=prediction)
 

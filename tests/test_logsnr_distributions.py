@@ -131,7 +131,7 @@ def test_zeta_from_data_is_where_noise_costs_what_it_says(
     costs = [
         0.5 * sum(math.log1p(math.exp(-level) / v) for v in variances) for level in zeta.support
     ]
-    assert costs == pytest.approx([0.5 * len(variances), 0.01], rel=1e-6)
+    assert costs == pytest.approx([1.5 * len(variances), 0.01], rel=1e-6)
 
 
 def test_zeta_from_data_moves_with_the_scale_and_grows_with_the_size() -> None:

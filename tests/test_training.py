@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ctd_engine import SequentialSampler
+from ctd_engine import ContrastiveDiffusionLoss, SequentialSampler
+from ctd_engine.logsnr_distributions import zeta_from_data
+from ctd_engine.schedules import linear_beta
 from ctd_engine.training import trainer as trainer_module
 from ctd_engine.training.checkpoint import load_checkpoint, read_checkpoint
 from ctd_engine.training.data import Dataset, load_data
@@ -252,3 +254,11 @@ def test_export_is_enough_to_sample_but_not_to_resume(tmp_path):
         Trainer.resume(tmp_path / "small.safetensors", images())
     with pytest.raises(ValueError, match="was trained on 20 items"):
         Trainer.resume(tmp_path / "full.safetensors", images(21))
+
+
+def test_points_get_zeta_from_the_data_and_images_the_default():
+    points = Dataset("points", torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), None)
+    config = TrainConfig(steps=1, loss="contrastive", **SMALL)
+    of_points, of_images = (Trainer(data, config).loss for data in (points, images()))
+    assert of_points.zeta == zeta_from_data(points.x)
+    assert of_points.zeta != of_images.zeta == ContrastiveDiffusionLoss(linear_beta()).zeta

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ctd_engine import _checks, schedules
-from ctd_engine.logsnr_distributions import Uniform, logistic_from_data
+from ctd_engine.logsnr_distributions import alpha_from_data, zeta_from_data
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
 from ctd_engine.schedules import Schedule
 from ctd_engine.training.checkpoint import (
@@ -276,10 +276,9 @@ def _make_loss(
         contrastive_weight=config.contrastive_weight,
         num_points=config.num_points and min(config.num_points, config.batch_size),
         num_draws=config.num_draws,
-        # points have variance 1: from noise that drowns them to noise of a twelfth of their size;
-        # images: the paper's choice
-        zeta=Uniform(-3.0, 5.0) if x.dim() == 2 else None,
-        alpha=logistic_from_data(x),
+        # points: about [-3, 5] at their variance of 1; images: the paper's choice
+        zeta=zeta_from_data(x) if x.dim() == 2 else None,
+        alpha=alpha_from_data(x),
     )
 
 
