@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from bench_rounds import Case, measure, references
-from round_problems import METHODS, energy_distance, make
+from ctd_engine.exact import MixtureModel
+from round_ideas import IDEAS, Idea
+from round_ideas import run as run_idea
+from round_problems import METHODS, Problem, energy_distance, make
 
+UPDATES = ("picard", "secant", "newton", "eigen")
 SMALL = Case("mixture 2", 12, 0.0, 12, num_seeds=2, num_samples=3)
 
 
@@ -83,3 +87,43 @@ def test_our_paradigms_is_diffusers(eta, window_size):
     assert rounds == ours.stats.rounds
     assert evaluations == ours.stats.evaluations
     assert (samples - ours.samples).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("title", IDEAS)
+def test_ideas_are_exact_at_tolerance_0(title):
+    for eta in (0.0, 1.0):
+        problem = make("mixture 2", 12, eta)
+        cost = run_idea(problem, IDEAS[title], 5, 0.0, 3, seed=0)
+        assert (cost.samples - problem.sequential(3, seed=0)).abs().max() <= 1e-9
+        assert (cost.rounds <= 12).all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_picard_of_the_ideas_is_the_samplers(eta):
+    """Sample by sample the same rounds and evaluations, so that the ideas are compared with it."""
+    problem = make("digits 0.1", 40, eta)
+    cost = run_idea(problem, Idea(), 15, 0.1, 4, seed=0)
+    ours = problem.parallel(METHODS["picard"], 15, 0.1, 4, seed=0)
+    assert cost.rounds.tolist() == ours.stats.rounds_per_sample.tolist()
+    assert cost.evaluations.tolist() == ours.stats.evaluations_per_sample.tolist()
+    assert (cost.samples - ours.samples).abs().max() <= 1e-9
+
+
+def test_newton_and_secant_need_fewer_rounds():
+    """On a smooth problem; of one component, where x0 is linear, Newton needs one pass."""
+    problem = make("mixture 2", 40, 0.0)
+    rounds = {u: run_idea(problem, Idea(u), 40, 0.01, 8, 0).rounds for u in UPDATES}
+    mean = {update: float(r.double().mean()) for update, r in rounds.items()}
+    assert mean["newton"] < mean["secant"] < mean["picard"]
+    assert mean["newton"] < mean["eigen"] < mean["picard"]
+
+
+def test_two_evaluations_give_the_secant_a_gaussians_slope():
+    """Rounds: one point, the guess, its correction (pairs), the whole path, unchanged, the end."""
+    table = make("mixture 2", 20, 0.0).table
+    means = torch.tensor([[0.7, -0.2]], dtype=torch.float64)
+    problem = Problem(MixtureModel(table, means, 0.3), table, (2,))
+    rounds = {u: run_idea(problem, Idea(u), 20, 1e-6, 3, 0).rounds.max() for u in UPDATES}
+    assert rounds["newton"] <= 4
+    assert rounds["secant"] <= 6
+    assert rounds["picard"] > 6
