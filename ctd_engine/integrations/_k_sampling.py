@@ -118,7 +118,8 @@ def sample_parallel(
             rows, of any samples and steps, must be independent.
         x: noise of deviation sigmas[0], [B, *shape].
         sigmas: [N + 1], as `get_sigmas_karras` gives them.
-        extra_args: keyword arguments of the model; tensors have one row per sample.
+        extra_args: keyword arguments of the model; tensors have one row per sample, and none may
+            be inside a list or dict.
         callback: called once per step, in order, with k-diffusion's dict: "x", "denoised"
             [B, *shape], "i", "sigma" and "sigma_hat". Step i is told in the round that makes it
             final for every sample; states and predictions of all steps are kept for that.
@@ -142,6 +143,13 @@ def sample_parallel(
         TypeError, ValueError: an argument is wrong, or the solver cannot be a table.
     """
     check_batch(x)
+    for name, value in (extra_args or {}).items():
+        if not isinstance(value, Tensor) and _holds_tensor(value):
+            raise ValueError(
+                f"extra_args[{name!r}] holds tensors inside a {type(value).__name__}, whose rows "
+                "cannot follow their samples; give every tensor a name of its own, and put them "
+                "together in a function around the model"
+            )
     others = {name: options.pop(name) for name in SAMPLER_OPTIONS & options.keys()}
     if noise_sampler is not None and solver == "dpmpp_sde":
         # the callable knows itself how its noises overlap
@@ -154,6 +162,9 @@ def sample_parallel(
     parallel = ParallelSampler(
         model, shape=x.shape[1:], solver=nodes.table(_levels(sigmas)[-1], clip_x0), **others
     )
+    if seed is None and seeds is None and (noise_sampler is not None or not nodes.draws):
+        # none is needed, and to draw one would move torch's global generator
+        seed = 0
     seeds = seeds_from(seed, seeds, len(x))
     sigmas = torch.as_tensor(sigmas)
     start, noise = x.to(parallel.dtype), None
@@ -176,6 +187,14 @@ def sample_parallel(
     )
     # a copy made here can take part in what computes gradients, one of the sampler's own cannot
     return result.samples.to(x.dtype, copy=True)
+
+
+def _holds_tensor(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
 
 
 def _drawn(
