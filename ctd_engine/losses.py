@@ -114,7 +114,7 @@ class ContrastiveDiffusionLoss:
         *,
         prediction: str = "epsilon",
         time: str | None = None,
-        contrastive_weight: float = 0.02,
+        contrastive_weight: float = 0.01,
         temperature: float = 5.0,
         num_points: int | None = None,
         num_draws: int = 2,

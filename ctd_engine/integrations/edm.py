@@ -48,7 +48,7 @@ class ContrastiveEDMLoss:
         P_std: float = 1.2,
         sigma_data: float = 0.5,
         *,
-        contrastive_weight: float = 0.02,
+        contrastive_weight: float = 0.01,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         **options: Any,

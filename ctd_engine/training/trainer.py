@@ -50,7 +50,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     label_dropout: float = 0.1
     loss: str = "denoising"
-    contrastive_weight: float = 0.02
+    contrastive_weight: float = 0.01
     num_points: int | None = None
     num_draws: int = 2
     width: int = 32
