@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Estimate(NamedTuple):
-    """Mean of independent draws and its standard error, fp64, in nats."""
+    """Mean of independent draws and its standard error, fp64; of log densities in nats."""
 
     value: Tensor
     standard_error: Tensor

@@ -23,6 +23,9 @@ from loss_problem import (
     whole_gradients,
 )
 
+# where kernels run: in the interpreter if there is no GPU
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 @pytest.mark.parametrize("common_random_numbers", [True, False])
 def test_two_halves_equal_the_whole(
@@ -43,8 +46,11 @@ def test_two_halves_equal_the_whole(
     torch.testing.assert_close(gradients(network), expected)
 
 
-def test_gradient_through_a_network() -> None:
-    network, loss, x = Network(), make_loss(), batch()
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_gradient_through_a_network(backend: str) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    network, loss, x = Network().to(DEVICE), make_loss(backend=backend), batch().to(DEVICE)
     names = list(dict(network.named_parameters()))
 
     def total(*weights: Tensor) -> Tensor:
@@ -61,13 +67,12 @@ def test_gradient_through_a_network() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "flow", "edm"])
 def test_fused_and_reference_agree(prediction: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.importorskip("triton")
+    pytest.importorskip("triton")
     results = []
     for backend in ("triton", "reference"):
-        network = Network()
+        network = Network().to(DEVICE)
         loss = make_loss(backend=backend, prediction=prediction, num_points=6)
-        value = loss(network, batch(), generator=seeded(2))
+        value = loss(network, batch().to(DEVICE), generator=seeded(2))
         value.backward()
         results.append((value.detach(), gradients(network), loss.last["delta_mean"]))
     torch.testing.assert_close(results[0], results[1])
