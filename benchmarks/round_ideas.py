@@ -1,6 +1,6 @@
 """Updates that the sampler does not have, as a short loop on exact problems: what would they save?
 
-    python benchmarks/round_ideas.py [-k WORD]
+    python benchmarks/round_ideas.py [-k WORD] [--tolerance 0.1]
 
 One-step solvers in float64, every sample with its own window, predicted first guesses, all points
 in memory. With the derivative J of x0 = E[data | x] at each node a round's change d is handed on as
@@ -162,7 +162,13 @@ def run(
     return Cost(state.x[:, n], rounds, evaluations)
 
 
-CASES = [("digits 0.1", 25, 0.0, 25), ("digits 0.1", 100, 0.0, 100), ("digits 0.1", 1000, 1.0, 100)]
+CASES = [
+    ("digits 0.1", 25, 0.0, 25),
+    ("digits 0.1", 100, 0.0, 100),
+    ("mixture 2", 100, 0.0, 100),
+    ("mixture 32", 100, 1.0, 100),
+    ("digits 0.1", 1000, 1.0, 100),
+]
 IDEAS = {
     "picard": Idea(),
     "secant": Idea("secant"),
@@ -178,7 +184,8 @@ def main() -> None:
     """Print rounds and final error of all ideas on the digits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", default="", help="only lines with this word")
-    word = parser.parse_args().k
+    parser.add_argument("--tolerance", type=float, default=0.1)
+    word, tolerance = vars(parser.parse_args()).values()
     print("rounds of the batch, of a sample, evaluations; median and rms error, share above 0.1")
     for name, num_steps, eta, window in CASES:
         problem = make(name, num_steps, eta)
@@ -188,7 +195,7 @@ def main() -> None:
             # a matrix per node and sample is too much memory for 1000 nodes
             if word not in line or (num_steps > 100 and idea.update in ("newton", "eigen")):
                 continue
-            costs = [run(problem, idea, window, 0.1, 16, seed) for seed in range(2)]
+            costs = [run(problem, idea, window, tolerance, 16, seed) for seed in range(2)]
             rounds = torch.stack([cost.rounds for cost in costs]).double()
             evaluations = torch.stack([cost.evaluations for cost in costs]).double().mean()
             samples = torch.cat([cost.samples for cost in costs])
