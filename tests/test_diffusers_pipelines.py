@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
 import re
 import runpy
 import warnings
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +27,7 @@ with warnings.catch_warnings():
     from diffusers.callbacks import SDCFGCutoffCallback
 
 from ctd_engine.integrations.diffusers import parallelize, restore
+from ctd_engine.integrations.diffusers._mix import probe
 
 # SDXL's own conversion of a tokenizer's output
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -544,6 +547,42 @@ class Convolution(diffusers.ModelMixin, diffusers.configuration_utils.ConfigMixi
         if not return_dict:
             return (out,)
         return diffusers.models.modeling_outputs.Transformer2DModelOutput(sample=out)
+
+
+def test_nothing_of_a_call_is_kept(pipeline):
+    """Texts and latents may be large, and a pipeline lives long."""
+    pipe = pipeline(tiny.stable_diffusion)
+    parallelize(pipe, window_size=4)
+    embeds = [torch.randn(1, 5, 32, generator=generators()) for _ in range(2)]
+    last = []
+
+    def look(pipe, step, timestep, tensors):
+        last[:] = [weakref.ref(tensors["latents"])]
+        return tensors
+
+    call(
+        pipe,
+        generators(),
+        prompt_embeds=embeds[0],
+        negative_prompt_embeds=embeds[1],
+        callback_on_step_end=look,
+    )
+    before = [*map(weakref.ref, embeds), *last]
+    embeds.clear()
+    gc.collect()
+    assert [tensor() for tensor in before] == [None] * 3
+    # not isinstance, which looks at properties of things that do not matter here
+    tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    assert [t for t in tensors if t.shape[1:] == (5, 32)] == []
+
+
+def test_samples_must_be_large_enough_to_tell_rows_apart():
+    assert probe((2, 8), 1, torch.device("cpu")).tolist() == [
+        [0, 1, 0, 1, 0, 0, 0, 1],
+        [0, 0, 1, 1, 0, 0, 0, 1],
+    ]
+    with pytest.raises(ValueError, match="more than 8 elements"):
+        probe((2, 8), 2, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("how", ["module", "method"])

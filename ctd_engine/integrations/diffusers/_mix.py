@@ -55,9 +55,18 @@ def probe(shape: tuple[int, ...], before: int, device: torch.device) -> Tensor:
     Element e of row r is 1 where e = before + r and at the last element of the first half of the
     channels and of all of them, else 0: weights stand at the first elements, their sum at the last.
     In float64, so that no weight is rounded.
+
+    Raises:
+        ValueError: more rows than elements that can tell them apart.
     """
+    size = math.prod(shape[1:])
+    if before + shape[0] >= size // 2:
+        raise ValueError(
+            f"a sample must have more than {2 * (before + shape[0])} elements, twice the model's "
+            f"rows in a step, got {size}; use fewer images per call"
+        )
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    flat = torch.zeros(shape[0], math.prod(shape[1:]), dtype=dtype, device=device)
+    flat = torch.zeros(shape[0], size, dtype=dtype, device=device)
     rows = torch.arange(shape[0], device=device)
     flat[rows, before + rows] = 1.0
     flat[:, -1] = flat[:, flat.shape[1] // 2 - 1] = 1.0
@@ -73,7 +82,7 @@ def read_weights(output: Tensor, num_rows: int) -> Tensor:
     flat = output.detach().flatten(1)
     # sync: one small copy per step of a pipeline, while the device has nothing to do
     read = torch.cat([flat[:, :num_rows], flat[:, -1:], flat.abs().sum(1, keepdim=True)], dim=1)
-    read = read.double().cpu()
+    read = read.cpu().double()
     weights = read[:, :num_rows]
     sums = weights.sum(1)
     # the element at the end of half the channels is one more, unless it is the last

@@ -25,6 +25,9 @@ class RowModel:
         calls: the calls of one step.
         mix: how the pipeline combines their rows.
         divisor: the pipeline divides timesteps by it before it tells the model.
+
+    Attributes:
+        form: what the cost of a row depends on.
     """
 
     def __init__(
@@ -53,11 +56,11 @@ class RowModel:
             if branches:
                 self._calls.append((call, (mix.rows[:, branches] - begin).to(device), branches))
             begin = end
+        self.form = tuple((call.form, tuple(branches)) for call, _, branches in self._calls)
 
-    @property
-    def form(self) -> Any:
-        """What the cost of a row depends on."""
-        return tuple((call.form, tuple(branches)) for call, _, branches in self._calls)
+    def forget(self) -> None:
+        """Let go of the conditioning; `load` brings other."""
+        self._calls, self._kept = [], {}
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """The combined output [R, *shape] for samples `rows`."""

@@ -84,6 +84,8 @@ class Parallelized:
         if self._loop is not None:
             self._loop.close()
             self._loop = None
+        for model in self._known.values():
+            model.forget()
 
 
 def parallelize(
