@@ -111,6 +111,7 @@ class Contrast:
             )
         # a model knows nothing about noise levels outside its schedule
         self.alpha = (alpha or DEFAULT_ALPHA).truncated(*schedule.logsnr_range)
+        self._lowest = schedule.logsnr_range[0]
         self.given_zeta = GivenZeta(self.alpha)
         self._grid = GridLevels(schedule) if time == "index" else None
         self.backend = backend
@@ -158,7 +159,8 @@ class Contrast:
         same_draws: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-SNR after noise zeta and then alpha; the share of a draw it stands for if not all."""
-        beta = noised_logsnr(zeta, alpha)
+        # below the schedule all is noise, and the model was never asked
+        beta = noised_logsnr(zeta, alpha).clamp_min(self._lowest)
         if self._grid is None:
             return beta, None
         if not same_draws:

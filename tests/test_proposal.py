@@ -84,3 +84,36 @@ def test_delta_is_the_closed_form(zeta: float) -> None:
     deviation = (delta.mean(1) - problem.log_ratio(z, zeta)) / error
     assert float(deviation.abs().max()) < 4.0
     assert float((error / problem.log_ratio(z, zeta).abs()).max()) < 0.1
+
+
+def test_a_model_is_asked_within_its_schedule_however_coarse_the_noise() -> None:
+    schedule, problem = schedules.karras(), GaussianProblem(2)
+    contrast = Contrast(
+        schedule,
+        prediction="epsilon",
+        time="logsnr",
+        sigma_data=0.5,
+        alpha=TruncatedLogistic(0.0, 2.0, clip=10.0),
+    )
+    z = problem.sample(2)
+    rows = z.repeat_interleave(100_000, 0)
+    zeta = torch.full((len(rows),), -4.0, dtype=torch.float64)
+    exact = ExactModel(problem, schedule, "epsilon")
+    asked: list[torch.Tensor] = []
+
+    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(t)
+        return exact(x, t)
+
+    _, delta = contrast_points(
+        contrast, model, rows, zeta, torch.ones(len(rows)), 1, seeded(4), alpha_given_zeta=True
+    )
+    low, high = schedule.logsnr_range
+    assert low <= float(asked[0].min()) < low + 0.5
+    assert float(asked[0].max()) <= high
+    # what lies below the schedule is noise to all digits that count
+    delta = delta.view(2, -1)
+    error = delta.std(1) / math.sqrt(delta.shape[1])
+    truth = problem.log_ratio(z, -4.0)
+    assert bool(((delta.mean(1) - truth).abs() < 4 * error + 0.01 * truth.abs()).all())
+    assert float((error / truth.abs().max()).max()) < 0.02
