@@ -111,6 +111,41 @@ def test_coefficients_are_the_installed_schedulers_to_the_last_digit(
         assert difference(ours, theirs) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "output"),
+    [
+        *((name, {}, "epsilon") for name in NAMES if "Flow" not in name and "EDM" not in name),
+        ("DDIMScheduler", dict(prediction_type="sample"), "sample"),
+        ("DDIMScheduler", dict(prediction_type="v_prediction"), "v_prediction"),
+        ("UniPCMultistepScheduler", dict(prediction_type="v_prediction"), "v_prediction"),
+        ("FlowMatchEulerDiscreteScheduler", {}, "flow"),
+        ("FlowMatchEulerDiscreteScheduler", dict(invert_sigmas=True), "inverted flow"),
+        (
+            "DPMSolverMultistepScheduler",
+            dict(prediction_type="flow_prediction", use_flow_sigmas=True),
+            "flow",
+        ),
+    ],
+    ids=str,
+)
+def test_x0_is_the_data(name: str, config: dict[str, Any], output: str) -> None:
+    """P x + Q m, by which first guesses are made, is x0 of x = alpha x0 + sigma eps."""
+    table = solver_table(scheduler_of(name, **config), 6)
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, table.num_nodes, generator=generator, dtype=torch.float64)
+    alpha, sigma = table.alpha[:-1], table.sigma[:-1]
+    m = {
+        "epsilon": eps,
+        "sample": x0,
+        "v_prediction": alpha * eps - sigma * x0,
+        "flow": eps - x0,
+        "inverted flow": x0 - eps,
+    }[output]
+    x = alpha * x0 + sigma * eps
+    # the levels themselves are float32 numbers
+    torch.testing.assert_close(table.P * x + table.Q * m, x0, rtol=1e-4, atol=1e-4)
+
+
 def test_a_subclass_with_the_same_step_has_the_same_table() -> None:
     class Own(diffusers.DDIMScheduler):  # type: ignore[name-defined, misc]
         pass

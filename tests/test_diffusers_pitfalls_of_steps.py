@@ -53,7 +53,9 @@ def ddim_by_index(scheduler: Any, timesteps: list[int], end: float, model: Model
 @pytest.mark.parametrize(
     ("spacing", "steps"), [("linspace", 10), ("linspace", 3), ("trailing", 3), ("trailing", 7)]
 )
-def test_ddim_goes_to_the_next_timestep(spacing: str, steps: int) -> None:
+def test_ddim_goes_to_the_next_timestep(
+    spacing: str, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """diffusers #9261, #12633, #14357: a fixed stride goes past it."""
     scheduler = diffusers.DDIMScheduler(timestep_spacing=spacing, clip_sample=False)
     table = solver_table(scheduler, steps)
@@ -63,6 +65,11 @@ def test_ddim_goes_to_the_next_timestep(spacing: str, steps: int) -> None:
     assert torch.allclose(table.alpha[:-1].square(), levels, rtol=1e-6)
     expected = ddim_by_index(scheduler, timesteps, 1.0, function_model)
     assert difference(sample(table), expected) < 1e-5
+    assert "steps by a fixed stride" in caplog.text
+    caplog.clear()
+    solver_table(diffusers.DDIMScheduler(), steps)
+    solver_table(diffusers.DDIMScheduler(timestep_spacing="trailing"), 10)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "EDM" not in n])

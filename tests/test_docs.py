@@ -45,13 +45,13 @@ def test_every_op_has_its_derivation():
         assert (folder / "README.md").exists() or folder.name == "__pycache__", folder
 
 
-@pytest.mark.parametrize("section", ["EDM", "k-diffusion"])
+@pytest.mark.parametrize("section", ["EDM", "k-diffusion", "diffusers schedulers"])
 def test_integration_examples_run(section):
     text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
     (_, _, rest) = text.partition(f"\n## {section}\n")
     (block,) = re.findall(r"```python\n(.*?)```", rest.partition("\n## ")[0], re.DOTALL)
     names: dict = {}
     exec(compile(block, f"integrations.md, {section}", "exec"), names)
-    result = names["images" if section == "EDM" else "x"]
+    result = names["x" if section == "k-diffusion" else "images"]
     assert len(result) == 4
     assert bool(result.isfinite().all())

@@ -6,6 +6,8 @@ sample, with a_s = 1 (DDIM's `set_alpha_to_one` may say alphas_cumprod[0]).
 
 from __future__ import annotations
 
+import logging
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from ctd_engine.integrations.diffusers._nodes import (
 )
 
 __all__ = ["ddim", "ddpm"]
+
+logger = logging.getLogger("ctd_engine")
 
 VARIANCES = (
     "fixed_small",
@@ -94,7 +98,9 @@ def ddim(
     nodes = Nodes("ddim", prediction_of(config, PREDICTIONS))
     remainder = []
     end = scheduler.final_alpha_cumprod
-    for t, a_t, a_s, _ in _pairs(scheduler, end):
+    pairs = _pairs(scheduler, end)
+    _tell_of_stride(scheduler, [t for t, *_ in pairs])
+    for t, a_t, a_s, _ in pairs:
         b_t = 1 - a_t
         variance = (1 - a_s) / b_t * (1 - a_t / a_s)
         std = eta * variance**0.5
@@ -124,6 +130,21 @@ def ddim(
         rest = torch.tensor(remainder, dtype=torch.float64)
         return nodes.table(end**0.5, (1 - end) ** 0.5, rule=OutputRule(**bound, remainder=rest))
     return nodes.table(end**0.5, (1 - end) ** 0.5, **bounded(config))
+
+
+def _tell_of_stride(scheduler: Any, timesteps: list[int]) -> None:
+    stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    passed = [t for t, s in pairwise(timesteps) if t - stride != s]
+    if passed or timesteps[-1] - stride >= 0:
+        logger.warning(
+            "%s steps by a fixed stride of %d, which is not the distance of its timesteps (%s); "
+            "here every step goes to the next timestep, so that samples differ from its own: "
+            'timestep_spacing="leading", or a number of steps that divides %d, avoids that',
+            type(scheduler).__name__,
+            stride,
+            scheduler.config.timestep_spacing,
+            scheduler.config.num_train_timesteps,
+        )
 
 
 def _pairs(scheduler: Any, end: Number) -> list[tuple[int, Number, Number, bool]]:
