@@ -89,7 +89,11 @@ def assert_alike(host, resident):
 
 
 @pytest.mark.parametrize("number", [0, 2, 8, 10, 13])
-@pytest.mark.parametrize("options", [{}, {"guess": "copy"}, {"max_rows": 7}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"guess": "copy"}, {"guess": "zero", "method": "gaussian"}, {"max_rows": 7}],
+    ids=str,
+)
 def test_decides_as_the_host_does(number, options):
     assert_alike(*both(make_sampler(problem=PROBLEMS[number], **options), 3, seed=1))
 
@@ -99,8 +103,9 @@ def test_any_window(window_size):
     assert_alike(*both(make_sampler(window_size=window_size), 5, seed=2))
 
 
-def test_more_samples_than_slots():
-    host, resident = both(make_sampler(max_rows=8), 9, seed=3)
+@pytest.mark.parametrize("guess", ["predicted", "zero"])
+def test_more_samples_than_slots(guess):
+    host, resident = both(make_sampler(max_rows=8, guess=guess), 9, seed=3)
     assert_alike(host, resident)
     assert {REASONS[end.reason].name for end in resident.ends} == {"CONVERGED"}
 
