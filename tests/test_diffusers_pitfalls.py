@@ -57,10 +57,19 @@ def test_no_nan_at_the_last_step(name: str, steps: int) -> None:
     assert bool(torch.isfinite(sample(table)).all())
 
 
+@pytest.mark.parametrize("lowers_order", [True, False])
 @pytest.mark.parametrize("predicts_x0", [True, False])
 @pytest.mark.parametrize("solver_type", ["bh1", "bh2"])
-def test_unipc_reaches_sigma_zero_in_every_form(solver_type: str, predicts_x0: bool) -> None:
-    table = table_of("UniPCMultistepScheduler", 8, solver_type=solver_type, predict_x0=predicts_x0)
+def test_unipc_reaches_sigma_zero_in_every_form(
+    solver_type: str, predicts_x0: bool, lowers_order: bool
+) -> None:
+    table = table_of(
+        "UniPCMultistepScheduler",
+        8,
+        solver_type=solver_type,
+        predict_x0=predicts_x0,
+        lower_order_final=lowers_order,
+    )
     # x0 and eps that never change: the last step returns x0 whatever the form
     k = torch.arange(table.order)
     levels = table.alpha[7 - k], table.sigma[7 - k]
