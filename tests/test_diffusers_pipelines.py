@@ -193,6 +193,17 @@ def test_guidance_embedded_in_the_model(pipeline):
     assert np.abs(levels(other) - levels(expected)).max() > 1
 
 
+def test_rows_go_to_the_images_in_turns(pipeline):
+    """Rounds of as many rows have other rows, each with the conditioning of its image."""
+    pipe = pipeline(tiny.stable_diffusion)
+    arguments = {**TEXTS, "prompt": ["a red cat", "the moon", "blue"]}
+    expected = call(pipe, generators(), **arguments).images
+    handle = parallelize(pipe, window_size=4, tolerance=0.0, max_rows=10)
+    assert_same_images(call(pipe, generators(), **arguments).images, expected)
+    lengths = [record.length.tolist() for record in handle.stats[0].window_history]
+    assert lengths[1:3] == [[3, 4, 3], [3, 3, 4]]
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_generator_per_image_and_given_latents(pipeline, eta):
     pipe = pipeline(tiny.stable_diffusion)
