@@ -168,7 +168,12 @@ def test_a_subclass_with_another_step_is_refused() -> None:
         ("LMSDiscreteScheduler", {}, dict(num_inference_steps=5), r"LMSDiscrete.* has no table"),
         ("DDPMScheduler", {}, {}, r"give num_inference_steps, timesteps or sigmas"),
         ("DDPMScheduler", {}, dict(num_inference_steps=0), r"must be an integer >= 1, got 0"),
-        ("DDIMScheduler", {}, dict(sigmas=[1.0]), r"DDIMScheduler takes no sigmas"),
+        (
+            "DDIMScheduler",
+            {},
+            dict(sigmas=[1.0]),
+            r"takes no sigmas; its set_timesteps takes \[\'num_inference_steps\'\]",
+        ),
         ("DDIMScheduler", {}, dict(num_inference_steps=5, eta=1.5), r"eta must be in \[0, 1\]"),
         (
             "EulerDiscreteScheduler",

@@ -102,9 +102,8 @@ def _with_timesteps(scheduler: Any, given: dict[str, Any]) -> Any:
     takes = inspect.signature(kind.set_timesteps).parameters
     for name in given:
         if name not in takes:
-            raise ValueError(
-                f"{kind.__name__} takes no {name}; its set_timesteps has {sorted(takes)[:-1]}"
-            )
+            has = [each for each in takes if each not in ("self", "device")]
+            raise ValueError(f"{kind.__name__} takes no {name}; its set_timesteps takes {has}")
     own = kind.from_config(scheduler.config)
     if "sigmas" in given and "sigma_schedule" in own.config:
         raise ValueError(
@@ -123,7 +122,8 @@ def _with_timesteps(scheduler: Any, given: dict[str, Any]) -> Any:
                 "sigmas must leave noise wherever a step begins: all but the last of "
                 f"EulerDiscreteScheduler's, and all of other schedulers', got {given['sigmas']}"
             )
-    if len(times) > 2 and bool((times == times[0]).all()):
+    levels = own.sigmas[: len(times)] if hasattr(own, "sigmas") else times
+    if len(times) > 2 and bool((levels == levels[0]).all()):
         raise ValueError(
             f"all {len(times)} steps of {kind.__name__} lie at timestep {float(times[0]):g}: "
             'timestep_spacing "leading" has no room for so many; use "trailing"'
