@@ -10,6 +10,9 @@ from torch import Tensor
 
 __all__ = ["Grid"]
 
+# levels of another library may be rounded to float32, or to less
+SLACK = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -67,12 +70,29 @@ class Grid:
             )
         return cls(values["alpha"], values["sigma"], logsnr, values["time"])
 
+    def check_kind(self, kind: str) -> None:
+        """Raise ValueError unless the levels are those of a schedule of kind "vp", "ve", "flow"."""
+        law, excess = {
+            "vp": ("alpha^2 + sigma^2 = 1", self.alpha.square() + self.sigma.square() - 1.0),
+            "ve": ("alpha = 1", self.alpha - 1.0),
+            "flow": ("alpha + sigma = 1", self.alpha + self.sigma - 1.0),
+        }[kind]
+        worst = int(excess.abs().argmax())
+        if not abs(float(excess[worst])) <= SLACK:
+            raise ValueError(
+                f'a schedule of kind "{kind}" has {law} and the given nodes do not: alpha '
+                f"{float(self.alpha[worst]):g}, sigma {float(self.sigma[worst]):g} at node "
+                f"{worst}; convert the levels, or use a schedule of their kind"
+            )
+
 
 def _vector(name: str, value: Tensor | Sequence[float]) -> Tensor:
     try:
         vector = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a list of numbers, got {type(value).__name__}") from error
-    if vector.dim() != 1 or not bool(torch.isfinite(vector).all()):
-        raise ValueError(f"{name} must be a list of finite numbers, got {tuple(vector.shape)}")
+    if vector.dim() != 1:
+        raise ValueError(f"{name} must be a list of numbers, got shape {tuple(vector.shape)}")
+    if not bool(torch.isfinite(vector).all()):
+        raise ValueError(f"{name} must be finite, it holds NaN or infinity")
     return vector

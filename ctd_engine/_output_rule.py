@@ -76,10 +76,11 @@ class OutputRule:
             value = getattr(self, name)
             if value is None:
                 continue
-            if value.shape != (num_nodes,) or value.dtype != torch.float64:
+            is_tensor = isinstance(value, Tensor)
+            if not is_tensor or value.shape != (num_nodes,) or value.dtype != torch.float64:
+                got = f"{value.dtype} of shape {tuple(value.shape)}" if is_tensor else type(value)
                 raise ValueError(
-                    f"rule.{name} must be a float64 tensor of shape {(num_nodes,)}, got "
-                    f"{value.dtype} of shape {tuple(value.shape)}"
+                    f"rule.{name} must be a float64 tensor of shape {(num_nodes,)}, got {got}"
                 )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"rule.{name} must be finite, it holds NaN or infinity")

@@ -137,9 +137,11 @@ class Schedule:
         (arXiv 2206.00364), eq. 5. "flow": t linear from 1 to 0, then shifted.
 
         Raises:
-            ValueError: num_steps < 1, or more than the timesteps of a "vp" schedule.
+            ValueError: num_steps < 1, more than the timesteps of a "vp" schedule, or nodes with the
+                levels of another kind of schedule.
         """
         if isinstance(num_steps, Grid):
+            num_steps.check_kind(self.kind)
             return num_steps
         num_steps = _checks.require_int("num_steps", num_steps, minimum=1)
         if self.kind == "vp":

@@ -186,6 +186,7 @@ def test_a_rule_refuses(arguments: dict[str, Any], message: str) -> None:
     [
         (dict(remainder=torch.zeros(3).double()), r"rule.remainder must be a float64 tensor"),
         (dict(remainder=torch.zeros(NUM_STEPS)), r"rule.remainder must be a float64 tensor"),
+        (dict(remainder=[0.0] * NUM_STEPS), r"rule.remainder must be .* got <class 'list'>"),
         (dict(remainder=torch.full((NUM_STEPS,), torch.nan).double()), r"must be finite"),
         (
             dict(
