@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["ContrastiveDiffusionLoss", "DenoisingLoss"]
 
 _DEFAULT_ZETA = TruncatedLogistic(10.5, 1.5, clip=3.0)
-# 2 rows for each draw, one draw for 10 samples: a fifth more rows; the rest up to half a step is
-# overhead
-_SAMPLES_PER_DRAW = 10
+# 2 rows for each draw: a sixth more rows; the rest up to half a step is overhead
+_SAMPLES_PER_DRAW = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ class ContrastiveDiffusionLoss:
     weight stays the same. docs/training.md has what we measured.
 
     One call of the model evaluates B rows for the first term and 2 K n for the second: by default
-    1.2 times the rows of a `DenoisingLoss` (more for batches below 20, which have 1 point), and at
+    7/6 the rows of a `DenoisingLoss` (more for batches below 24, which have 1 point), and at
     most 1.5 times its time. With `common_random_numbers` both densities see the same noise, so that
     what they have in common cancels; without, they are drawn separately, as in the published code.
 
@@ -85,7 +84,7 @@ class ContrastiveDiffusionLoss:
         contrastive_weight: weight of the contrastive term; 0 leaves it out.
         temperature: T, in nats; 1 is the paper's loss.
         num_points: K, how many samples of a batch the contrastive term uses, evenly spread over
-            it; None for one draw per 10 samples, and at least one point.
+            it; None for one draw per 12 samples, and at least one point.
         num_draws: n, draws of log-SNR and noise per point.
         zeta: distribution of the added noise's log-SNR; None for the paper's choice for images
             (logistic, 10.5 and 1.5, on [6, 15]). Data of few dimensions needs smaller values:
