@@ -65,5 +65,5 @@ def test_nodes_must_be_of_the_schedules_kind(kind: str, solver: str) -> None:
         if other == kind:
             assert solvers.build(solver, schedule, grid).num_steps == 2
             continue
-        with pytest.raises(ValueError, match=rf'kind "{kind}" has alpha .* at node \d'):
+        with pytest.raises(ValueError, match=rf'kind "{kind}" has alpha.* at node \d'):
             solvers.build(solver, schedule, grid)
