@@ -84,8 +84,33 @@ def _table(report: dict[str, Any], sampler: str, metric: str) -> list[str]:
             cells.append(str(Mean(found["mean"], found["standard_error"])))
             values[column].append(found["seeds"])
         lines.append(_row([problem, _floor(report, problem, sampler, metric), *cells]))
-    ratios = [_ratio(values[column], values[columns[0]]) for column in columns[1:]]
+    base = values[columns[0]]
+    if _is_in_noise(report, sampler, metric, base):
+        return [
+            *lines,
+            "",
+            "No ratio: plain denoising is at the floor of true samples.",
+            "",
+        ]
+    ratios = [_ratio(values[column], base) for column in columns[1:]]
     return [*lines, _row(["relative to the first, all", "", "1", *ratios]), ""]
+
+
+def _is_in_noise(
+    report: dict[str, Any], sampler: str, metric: str, base: list[list[float]]
+) -> bool:
+    """Whether the mean of plain denoising is within three deviations of what true samples get."""
+    floors = [
+        floor["metrics"][metric]
+        for floor in report["floors"]
+        if floor["sampler"] == sampler and metric in floor["metrics"]
+    ]
+    if not floors:
+        return False
+    mean = sum(sum(values) for values in base) / sum(len(values) for values in base)
+    true = sum(floor["mean"] for floor in floors) / len(floors)
+    deviation = sum(floor["standard_deviation"] for floor in floors) / len(floors)
+    return bool(abs(mean - true) < 3.0 * deviation / len(floors) ** 0.5)
 
 
 def _ratio(values: list[list[float]], base: list[list[float]]) -> str:
@@ -119,7 +144,7 @@ def _sampler_table(report: dict[str, Any]) -> list[str]:
                 key = dict(problem=problem, loss=loss, budget=budget, sampler=sampler["name"])
                 metrics = _find(report, **key)["metrics"]
                 rounds, evaluations, difference = (metrics[name]["mean"] for name in _COSTS)
-                cells.append(f"{rounds:.3g}, {evaluations:.0f}, {difference:.2g}")
+                cells.append(f"{rounds:.4g}, {evaluations:.0f}, {difference:.2g}")
             lines.append(_row([problem, sampler["name"], *cells]))
     return [*lines, ""]
 
