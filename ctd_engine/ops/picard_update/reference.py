@@ -104,28 +104,40 @@ def picard_update_reference_(
     """x0 from the outputs, one solver step from every old point, then the scan: [A, L, 1]."""
     ring, w, c = x.shape[1], windows, coefficients
     here, there = w.row_node % ring, (w.row_node + 1) % ring
-    x0[w.row_slot, here] = data_prediction(
-        x[w.row_slot, here],
+    order = c.A.shape[1]
+    states = _history(x, w, order)
+    estimates = data_prediction(
+        states[:, 0],
         combine_guidance(m, m_null, guidance_scale, x.dtype),
         c.P[w.row_node],
         c.Q[w.row_node],
         c.clip,
     )
+    x0[w.row_slot, here] = estimates
     if seeds is not None:
         z = philox_normal(seeds[w.row_entry], w.row_node, x.shape[2], dtype=x.dtype)
-    order = c.A.shape[1]
     base_rows = banded_step(
         c.A[w.row_node],
         c.B[w.row_node],
         None if z is None else c.C[w.row_node][:, None] * z.to(x.dtype),
-        _history(x, w, order),
-        _history(x0, w, order),
+        states,
+        estimates[:, None] if order == 1 else _history(x0, w, order),
     )
+    old_rows, g_rows = x[w.row_slot, there], c.G[w.row_node]
+    num_windows, length = len(w.slot), w.max_length
+    if len(w.row_slot) == num_windows * length:
+        # windows of one length: their rows are the rectangle already
+        base, old, g = (
+            rows.view(num_windows, length, -1) for rows in (base_rows, old_rows, g_rows)
+        )
+        new, squares = picard_scan(base, old, g)
+        x[w.row_slot, there] = new.view(old_rows.shape)
+        return squares[:, :, None]
     # ragged rows -> a padded rectangle for the scan along the window
-    padded, at = (len(w.slot), w.max_length), (w.row_entry, w.row_offset)
+    padded, at = (num_windows, length), (w.row_entry, w.row_offset)
     base, g = x.new_zeros(*padded, x.shape[2]), x.new_zeros(*padded, order)
     old = torch.zeros_like(base)
-    base[at], old[at], g[at] = base_rows, x[w.row_slot, there], c.G[w.row_node]
+    base[at], old[at], g[at] = base_rows, old_rows, g_rows
     new, squares = picard_scan(base, old, g)
     x[w.row_slot, there] = new[at]
     return squares[:, :, None]
