@@ -204,6 +204,7 @@ class SamplerBase:
                 _on(self.device, self.null_cond),
                 guidance_scale,
                 self.table.outputs,
+                self.table.time_as_input,
             ),
             dtype=self.dtype,
             device=self.device,

@@ -39,6 +39,8 @@ class SolverTable:
         alpha, sigma: [N + 1], the schedule at the nodes.
         clip_x0: x0 is clipped to [-clip_x0, clip_x0]; None does not clip.
         rule: what is not linear in the output besides, and then does the clipping too.
+        time_as_input: the model is told times in the dtype of its input; False keeps them in that
+            of the states, at least float32.
 
     Raises:
         ValueError: a field has the wrong shape or dtype, is not finite, or Q holds a 0.
@@ -60,6 +62,7 @@ class SolverTable:
     sigma: Tensor
     clip_x0: float | None = None
     rule: OutputRule | None = None
+    time_as_input: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.A, Tensor) or self.A.dim() != 2 or self.A.numel() == 0:

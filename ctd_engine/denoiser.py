@@ -37,6 +37,7 @@ class Denoiser:
             dimension 1 is expanded.
         outputs: channels that the model returns for every channel of its input, 2 with a learned
             variance.
+        time_as_input: cast times to the dtype of the input.
         guidance_scale: g in  m = m_null + g (m_cond - m_null)   (Ho and Salimans 2022, eq. 6 with
             g = 1 + w). None or 1 calls the model once per row, without guidance.
 
@@ -53,6 +54,7 @@ class Denoiser:
         null_cond: Cond | None,
         guidance_scale: float | None,
         outputs: int = 1,
+        time_as_input: bool = False,
     ) -> None:
         self._model = model
         self._shape = shape
@@ -60,6 +62,7 @@ class Denoiser:
         self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
         self._null: dict[str, Any] | None = None
         self.outputs = outputs
+        self._time_as_input = time_as_input
         # rows per model call, once memory has run out
         self._most_rows: int | None = None
         for name, value in self._cond.items():
@@ -228,7 +231,7 @@ class Denoiser:
         return out[rows:], out[:rows]
 
     def _call(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
-        out = self._model(x, t, **cond)
+        out = self._model(x, t.to(x.dtype) if self._time_as_input else t, **cond)
         if not isinstance(out, torch.Tensor):
             raise TypeError(f"model must return a tensor, got {type(out).__name__}")
         expected = (len(x), self.outputs * x.shape[1], *x.shape[2:])

@@ -199,6 +199,14 @@ def test_network_is_called_in_its_own_dtype():
     assert edm.sampler(lambda x, s, c: x, shape=(3,), num_steps=2, dtype=F32).model_dtype == F32
 
 
+def test_half_precision_does_not_round_levels():
+    net = Net(F32, casts=True)
+    for state, half in ((F32, torch.bfloat16), (F64, torch.float16)):
+        net.calls.clear()
+        edm.sampler(net, num_steps=3, dtype=state, model_dtype=half, window_size=2).sample(1)
+        assert {call[:2] for call in net.calls} == {(half, F32)}
+
+
 class _InFloat32:
     sigma_min, sigma_max = 0.0, math.inf
 

@@ -200,9 +200,30 @@ def test_half_precision_keeps_the_state_in_float32():
     x = start().to(torch.bfloat16)
     got = sample_parallel(model, x, karras(5), disable=True, window_size=3, tolerance=0.0)
     assert got.dtype == torch.bfloat16
-    assert seen == {(torch.bfloat16, F32)}
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
     exact = loop_churn("euler")(x.double(), karras(5), None, nothing)
     assert difference(got.double(), exact) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_a_model_in_half_precision(dtype):
+    """One that scales x by functions of sigma, as k-diffusion's Denoiser: float32 would promote."""
+    layer = torch.nn.Linear(3, 3, dtype=dtype).requires_grad_(False)
+
+    def model(x, sigma):
+        sigma = sigma[:, None, None]
+        scale = (sigma**2 + 0.25).rsqrt()
+        return 0.25 * scale**2 * x + 0.5 * sigma * scale * layer(x * scale)
+
+    x, sigmas = start().to(dtype), karras(5).to(dtype)
+    got = sample_parallel(model, x, sigmas, disable=True, window_size=3, tolerance=0.0)
+    told = sampler(model, SHAPE, sigmas, model_dtype=dtype, window_size=3, tolerance=0.0)
+    again = told.sample(B, x_init=x).samples
+    assert got.dtype == dtype
+    assert torch.equal(again.to(dtype), got)
+    level = sigmas[-2]
+    single = sample_parallel(model, x, sigmas[-2:], disable=True, window_size=1)
+    assert difference(single.double(), model(x, level.expand(B)).double()) < 0.01
 
 
 def test_clip_x0():

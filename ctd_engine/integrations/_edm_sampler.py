@@ -88,8 +88,9 @@ class _Network(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **others: Any
     ) -> Tensor:
-        # a network that does not cast by itself has one dtype for both
-        return self.net(x, sigma.to(x.dtype), class_labels, **others)
+        # one dtype for a network that does not cast, but half precision would round levels
+        told = sigma.to(torch.promote_types(x.dtype, torch.float32))
+        return self.net(x, told, class_labels, **others)
 
 
 def sampler(
@@ -123,7 +124,8 @@ def sampler(
             `heun_table`.
         dtype: of the state; float64 is EDM's own choice.
         model_dtype: of the network's input; None is the dtype of its parameters, at least float32,
-            and `dtype` for one without parameters.
+            and `dtype` for one without parameters. sigma has it too, but stays in float32 beside
+            half precision: EDM's networks cast both themselves.
         null_cond: what "no condition" is, for guidance; None is a label of zeros where the network
             has a `label_dim`.
         **options: further arguments of `ParallelSampler`: window_size, tolerance, device and so on.

@@ -40,6 +40,11 @@ def _nodes(sigmas: Sigmas, solver: str, options: Mapping[str, Any]) -> Nodes:
     return SOLVERS[solver](_levels(sigmas), **options)
 
 
+def _table(nodes: Nodes, sigmas: Sigmas, clip_x0: float | None) -> SolverTable:
+    # sigma as k-diffusion's loops give it: in the dtype of x
+    return nodes.table(_levels(sigmas)[-1], clip_x0, time_as_input=True)
+
+
 def _levels(sigmas: Sigmas) -> list[float]:
     values = torch.as_tensor(sigmas, dtype=torch.float64)
     if values.dim() != 1:
@@ -51,6 +56,8 @@ def table(
     sigmas: Sigmas, *, solver: str = "euler", clip_x0: float | None = None, **options: Any
 ) -> SolverTable:
     """One of k-diffusion's solvers as a table, for a model that returns the denoised sample.
+
+    The model is told sigma in the dtype of its input, as by k-diffusion's loops.
 
     Noise that is added before the first step (`s_churn`) is part of the start: `initial_scale`
     includes it, and an `x_init` has to have it already.
@@ -67,7 +74,7 @@ def table(
     Raises:
         TypeError, ValueError: an argument is wrong, or the solver cannot be a table.
     """
-    return _nodes(sigmas, solver, options).table(_levels(sigmas)[-1], clip_x0)
+    return _table(_nodes(sigmas, solver, options), sigmas, clip_x0)
 
 
 def sampler(
@@ -114,8 +121,8 @@ def sample_parallel(
     """Sample in parallel with the call of k-diffusion's `sample_*` functions.
 
     Args:
-        model: `model(x [R, *shape], sigma [R], **extra_args) -> [R, *shape]`, the denoised sample;
-            rows, of any samples and steps, must be independent.
+        model: `model(x [R, *shape], sigma [R], **extra_args) -> [R, *shape]`, the denoised sample,
+            sigma in the dtype of x; rows, of any samples and steps, must be independent.
         x: noise of deviation sigmas[0], [B, *shape].
         sigmas: [N + 1], as `get_sigmas_karras` gives them.
         extra_args: keyword arguments of the model; tensors have one row per sample, and none may
@@ -160,7 +167,7 @@ def sample_parallel(
     others.setdefault("model_dtype", None if is_state else x.dtype)
     others.setdefault("device", x.device)
     parallel = ParallelSampler(
-        model, shape=x.shape[1:], solver=nodes.table(_levels(sigmas)[-1], clip_x0), **others
+        model, shape=x.shape[1:], solver=_table(nodes, sigmas, clip_x0), **others
     )
     if seed is None and seeds is None and (noise_sampler is not None or not nodes.draws):
         # none is needed, and to draw one would move torch's global generator

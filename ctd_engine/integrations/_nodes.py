@@ -106,8 +106,10 @@ class Nodes:
         node = len(self.levels) - 1 if self.levels else START
         self.draws.append(Draw(node, sigma, sigma_next))
 
-    def table(self, end: float, clip_x0: float | None = None) -> SolverTable:
-        """The table; the sample lies at level `end`."""
+    def table(
+        self, end: float, clip_x0: float | None = None, *, time_as_input: bool = False
+    ) -> SolverTable:
+        """The table; the sample lies at level `end`, `time_as_input` as in `SolverTable`."""
         if clip_x0 is not None:
             clip_x0 = _checks.require_float("clip_x0", clip_x0, above=0.0)
         order = max(map(len, (*self.a, *self.b)))
@@ -129,6 +131,7 @@ class Nodes:
             alpha=torch.ones_like(levels),
             sigma=levels,
             clip_x0=clip_x0,
+            time_as_input=time_as_input,
         )
 
 
