@@ -15,7 +15,7 @@ __all__ = ["ModelCall", "bare", "first_channels", "output_shape", "take_rows"]
 
 # tensors that all rows share, whatever their first dimension happens to be
 SHARED = ("txt_ids", "img_ids")
-# what a ControlNet adds depends on the step
+# what a ControlNet or an adapter adds may depend on the step
 PER_STEP = ("controlnet", "additional_residual")
 
 
@@ -33,7 +33,7 @@ def take_rows(value: Any, rows: Tensor, count: int, name: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: take_rows(item, rows, count, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(item, rows, count, name) for item in value)
+        return _like(value, [take_rows(item, rows, count, name) for item in value])
     return value
 
 
@@ -52,12 +52,17 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def _like(sequence: Any, items: list[Any]) -> Any:
+    kind = type(sequence)
+    return kind(*items) if hasattr(kind, "_fields") else kind(items)
+
+
 def _copied(value: Any) -> Any:
     # containers may be changed between two calls, tensors are not
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(item) for item in value)
+        return _like(value, [_copied(item) for item in value])
     return value
 
 
@@ -111,8 +116,9 @@ class ModelCall:
         for name, value in cond.items():
             if value is not None and any(part in name for part in PER_STEP):
                 raise ValueError(
-                    f"{name} holds what a ControlNet makes anew for every step, so that no step "
-                    "can be taken ahead; restore(pipe) and run this pipeline sequentially"
+                    f"{name} holds what a ControlNet or an adapter may make anew for every step, "
+                    "so that no step can be taken ahead; restore(pipe) and run this pipeline "
+                    "sequentially"
                 )
         if not isinstance(time, Tensor):
             time = torch.as_tensor(time, device=x.device)

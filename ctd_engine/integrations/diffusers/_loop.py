@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +17,12 @@ from ctd_engine.integrations.diffusers._calls import ModelCall, output_shape
 from ctd_engine.integrations.diffusers._mix import Mix, probe, read_mix, read_weights
 from ctd_engine.integrations.diffusers._path import (
     Path,
+    check_callers,
     check_inputs,
     in_model_rows,
     time_divisor,
 )
+from ctd_engine.integrations.diffusers._places import Places
 from ctd_engine.integrations.diffusers._row_model import RowModel
 from ctd_engine.integrations.diffusers._step_noise import StepNoise
 from ctd_engine.integrations.diffusers._stretch import cut, data_estimate, looking_back
@@ -35,7 +35,6 @@ logger = logging.getLogger("ctd_engine")
 
 # arguments of a scheduler's step that its table or its noise takes up
 STEP_OPTIONS = ("eta", "use_clipped_model_output", "generator", "return_dict")
-MISSING = object()
 
 
 @dataclass
@@ -63,7 +62,6 @@ class Loop:
     known: dict[str, RowModel]
     stats: list[SampleStats] = field(default_factory=list)
     _calls: list[ModelCall] = field(default_factory=list)
-    _replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
     _past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _path: Path | None = None
     _index: int | None = None
@@ -72,36 +70,26 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._signature = inspect.signature(self.scheduler.step)
+        self._places = Places(
+            (self.model, "forward", self._forward),
+            # a compiled call would not come by
+            (self.model, "_compiled_call_impl", None),
+            (self.scheduler, "step", self._step),
+        )
 
     def open(self) -> None:
-        """Take the places."""
-        self._put(self.model, "forward", self._forward)
-        # a compiled call would not come by
-        self._put(self.model, "_compiled_call_impl", None)
-        self._put(self.scheduler, "step", self._step)
+        """Take the places of the model's forward and the scheduler's step, for this thread."""
+        self._places.take()
 
     def close(self) -> None:
         """Give the places back."""
-        while self._replaced:
-            thing, name, before = self._replaced.pop()
-            if before is MISSING:
-                del thing.__dict__[name]
-            else:
-                thing.__dict__[name] = before
-
-    def _put(self, thing: Any, name: str, value: Any) -> None:
-        self._replaced.append((thing, name, thing.__dict__.get(name, MISSING)))
-        thing.__dict__[name] = value
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """The true model and scheduler; after an error they stay."""
-        self.close()
-        yield
-        self.open()
+        self._places.give_back()
 
     def _forward(self, *arguments: Any, **named: Any) -> Any:
-        with self._aside():
+        with self._places.aside():
+            if self._is_over():
+                # such as a callback's call after the last step
+                return self.model(*arguments, **named)
             call = ModelCall.record(self.model, arguments, named)
             before = sum(other.count for other in self._calls)
             answer = probe(output_shape(self.model, call.x), before, call.x.device)
@@ -112,8 +100,12 @@ class Loop:
             return Transformer2DModelOutput(sample=answer)
         return (answer,)
 
+    def _is_over(self) -> bool:
+        path, index = self._path, self._index
+        return path is not None and index is not None and index >= self._end()
+
     def _step(self, *arguments: Any, **named: Any) -> Any:
-        with self._aside():
+        with self._places.aside():
             bound = self._signature.bind(*arguments, **named)
             bound.apply_defaults()
             prev_sample = self._next(**bound.arguments)
@@ -133,6 +125,7 @@ class Loop:
         if self._index is None:
             self._index = self._begin(timestep, sample, step)
         weights = read_weights(model_output, sum(call.count for call in calls))
+        check_callers(calls, weights)
         path = self._path
         if path is None or not path.goes_on(self._index, calls, weights, sample):
             path = self._path = self._run(self._index, calls, read_mix(weights), sample)
@@ -147,7 +140,9 @@ class Loop:
         """What holds for the whole loop; the index of its first step."""
         usual = self._signature.parameters
         for name, value in step.items():
-            if name not in STEP_OPTIONS and value is not usual[name].default:
+            default = usual[name].default
+            is_usual = value is default or (not isinstance(value, Tensor) and value == default)
+            if name not in STEP_OPTIONS and not is_usual:
                 raise ValueError(
                     f"{type(self.scheduler).__name__}.step was given {name}, which has no place "
                     "in a parallel run; leave it out, or restore(pipe)"
@@ -175,9 +170,9 @@ class Loop:
     def _run(self, first: int, calls: list[ModelCall], mix: Mix, sample: Tensor) -> Path:
         """Sample all steps from `first` on in parallel."""
         table, before = self._table, self._path
+        last = self._last(first)
         if before is not None:
             self._remember(before, first)
-        last = self._last(first)
         if table.is_stochastic and self._noise is None:
             self._noise = StepNoise(self.scheduler, first, sample, mix.first, self._options)
         dtype = torch.promote_types(sample.dtype, torch.float32)
@@ -227,9 +222,14 @@ class Loop:
         if self._restless >= 2:
             # what changes in every step is not worth looking ahead
             return first + 1
+        end = self._end()
+        return end if end > first else self._table.num_nodes
+
+    def _end(self) -> int:
+        """The node at which the pipeline's loop is expected to end."""
         all_steps = self._table.num_nodes
         expected = all_steps if self.num_steps is None else self._first + self.num_steps
-        return min(expected, all_steps) if expected > first else all_steps
+        return min(expected, all_steps)
 
     def _row_model(self, calls: list[ModelCall], mix: Mix, divisor: float) -> RowModel:
         # one object for all calls of a form: times are known by it

@@ -11,7 +11,7 @@ from ctd_engine.integrations.diffusers._calls import ModelCall
 from ctd_engine.integrations.diffusers._mix import Mix
 from ctd_engine.result import SampleStats
 
-__all__ = ["Path", "check_inputs", "in_model_rows", "time_divisor"]
+__all__ = ["Path", "check_callers", "check_inputs", "in_model_rows", "time_divisor"]
 
 
 @dataclass(eq=False)
@@ -61,6 +61,18 @@ def in_model_rows(stats: SampleStats, branches: int) -> SampleStats:
         evaluations_per_sample=stats.evaluations_per_sample * branches,
         padding_rows=stats.padding_rows * branches,
     )
+
+
+def check_callers(calls: list[ModelCall], weights: Tensor) -> None:
+    """Every call of the model must have a part in what the step received."""
+    end = 0
+    for call in calls:
+        begin, end = end, end + call.count
+        if not bool(weights[:, begin:end].any()):
+            raise RuntimeError(
+                "the pipeline's model was called by something other than its step, such as a "
+                "callback, and answered with a probe; call a copy of it there, or restore(pipe)"
+            )
 
 
 def check_inputs(calls: list[ModelCall], mix: Mix, expected: Tensor) -> None:

@@ -96,8 +96,13 @@ class _Called(torch.nn.Module):
         self._keeps_variance = keeps_variance
         self._shared = dict(shared)
         self._input = _input_name(model)
+        config: Any = bare(model).config
+        self._looks_up = config.get("time_embedding_type") == "learned"
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        if self._looks_up:
+            # a table of timesteps
+            t = t.round().long()
         named = {self._input: x, "timestep": t if self._divisor == 1.0 else t / self._divisor}
         out: Tensor = self.model(**named, **_nested(cond), **self._shared, return_dict=False)[0]
         return out if self._keeps_variance else first_channels(out, self._shape)
@@ -158,6 +163,11 @@ def sampler(
     """
     divisor = _divisor(model)
     inner = bare(model)
+    if inner.training:
+        raise ValueError(
+            f"model must be in evaluation mode, or its dropout makes every call another one: "
+            f"{type(inner).__name__}.eval()"
+        )
     given = {
         "encoder_hidden_states": encoder_hidden_states,
         "class_labels": class_labels,

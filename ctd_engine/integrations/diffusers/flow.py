@@ -26,6 +26,11 @@ def flow_euler(scheduler: Any) -> SolverTable:
 
     for i, time in enumerate(scheduler.timesteps):
         t, s = level(sigmas[i]), level(sigmas[i + 1])
+        if t == 0.0:
+            raise ValueError(
+                f"sigmas must be positive but for the last, which the scheduler adds, got 0 at "
+                f"step {i}: leave it out"
+            )
         # x + dt m with m = sign (x - x0) / t
         slope = sign * float(sigmas[i + 1] - sigmas[i]) / t
         is_noisy = bool(config.get("stochastic_sampling", False))

@@ -23,7 +23,6 @@ OPTIONS = (
     "method",
     "guess",
     "max_rows",
-    "max_rounds",
     "backend",
     "scheduler_backend",
     "cuda_graphs",
@@ -46,6 +45,8 @@ class Parallelized:
         self._keep_trajectory = keep_trajectory
         self._known: dict[str, RowModel] = {}
         self._bar = pipe.progress_bar
+        # a bar that is the object's own, not its class's
+        self._own_bar = vars(pipe).get("progress_bar")
         self._loop: Loop | None = None
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
@@ -87,6 +88,13 @@ class Parallelized:
         for model in self._known.values():
             model.forget()
 
+    def leave(self) -> None:
+        """Give the pipeline its own progress bar back, and with it all else."""
+        self.close()
+        del self.pipe.progress_bar
+        if self._own_bar is not None:
+            self.pipe.progress_bar = self._own_bar
+
 
 def parallelize(
     pipe: Any,
@@ -117,8 +125,7 @@ def parallelize(
             latents, [num_steps, batch, ...] in fp32. False hands out the final latents in all
             steps, which is enough without callbacks.
         options: further arguments of `ParallelSampler`: `max_rows`, counted in latents, not in rows
-            of the model, `method`, `guess`, `max_rounds`, `backend`, `scheduler_backend` and
-            `cuda_graphs`.
+            of the model, `method`, `guess`, `backend`, `scheduler_backend` and `cuda_graphs`.
 
     Returns:
         What tells the cost of the last call: `stats`.
@@ -136,10 +143,12 @@ def parallelize(
     if unknown:
         raise TypeError(f"parallelize takes no {unknown}; it takes {sorted(OPTIONS)}")
     options = {"window_size": window_size, "tolerance": tolerance, **options}
-    denoiser_of(pipe)
+    parameter = next(denoiser_of(pipe).parameters())
+    # offloaded weights are on the CPU or nowhere until they are used
+    device = getattr(pipe, "_execution_device", parameter.device)
     # both raise what would be wrong in a call
     table = solver_table(pipe.scheduler, 2, mu=_shift(pipe.scheduler))
-    ParallelSampler(torch.nn.Identity(), shape=(1,), solver=table, **options)
+    ParallelSampler(torch.nn.Identity(), shape=(1,), solver=table, device=device, **options)
     restore(pipe)
     made = Parallelized(pipe, options, bool(keep_trajectory))
     pipe.progress_bar = made.progress_bar
@@ -151,8 +160,7 @@ def restore(pipe: Any) -> None:
     bar = vars(pipe).get("progress_bar")
     made = getattr(bar, "__self__", None)
     if isinstance(made, Parallelized):
-        made.close()
-        del pipe.progress_bar
+        made.leave()
 
 
 def denoiser_of(pipe: Any) -> torch.nn.Module:
