@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctd_engine import schedules
+from ctd_engine import schedules, solvers
 from ctd_engine.parametrization import (
     PREDICTIONS,
     check_prediction,
@@ -48,6 +48,18 @@ def test_a_perfect_output_gives_back_data_and_noise(prediction: str, kind: str) 
     loss_eps = 1e-15 * (1 + alpha / sigma) * (1 + (eps_x * x).abs() + (eps_m * target).abs())
     assert bool(((x0_x * x + x0_m * target - x0).abs() <= 4 * loss_x0).all())
     assert bool(((eps_x * x + eps_m * target - eps).abs() <= 4 * loss_eps).all())
+
+
+def test_v_takes_levels_rounded_to_float32() -> None:
+    schedule = schedules.scaled_linear_beta()
+    alpha, sigma = schedule.alpha_sigma(schedule.logsnrs[::100].flip(0))
+    times = schedule.times[::100].flip(0)[:-1]
+    rounded = schedules.Grid.from_levels(alpha.float(), sigma.float(), times)
+    exact = schedules.Grid.from_levels(alpha, sigma, times)
+    tables = [solvers.ddim(schedule, grid, prediction="v") for grid in (rounded, exact)]
+    torch.testing.assert_close(tables[0].B, tables[1].B, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r'"v" needs alpha\^2 \+ sigma\^2 = 1'):
+        data_coefficients("v", alpha * 1.00001, sigma, 0.5)
 
 
 def test_edm_is_the_table_of_the_paper() -> None:
