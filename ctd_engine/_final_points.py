@@ -19,7 +19,7 @@ class PointReader:
         self._num_final = np.zeros(request.num_samples, dtype=np.int64)
         self._shape = (request.num_samples, *request.shape)
         self._starts = request.starts()
-        self._store = store
+        self._store: TrajectoryStore | None = store
 
     def move(self, sample: IntArray | list[int], start: IntArray | int) -> None:
         """The windows of these samples begin there from now on."""
@@ -29,10 +29,22 @@ class PointReader:
         """What is final now."""
         return FinalPoints(self._num_final.copy(), self._x, self._x0)
 
+    def close(self) -> None:
+        """The run is over: another one may overwrite what it recorded."""
+        self._store = None
+
+    def _recorded(self, node: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._store is None:
+            raise RuntimeError(
+                "points of a run can be read until its sample() returns, and it has; call x(node) "
+                "and x0(node) in the callback, or take result.trajectory"
+            )
+        return self._store.recorded(node)
+
     def _x(self, node: int) -> torch.Tensor:
+        x, _ = self._recorded(node)
         # node 0 is given and never recorded
-        point = self._starts if node == 0 else self._store.recorded(node)[0]
-        return point.clone().view(self._shape)
+        return (self._starts if node == 0 else x).clone().view(self._shape)
 
     def _x0(self, node: int) -> torch.Tensor:
-        return self._store.recorded(node)[1].clone().view(self._shape)
+        return self._recorded(node)[1].clone().view(self._shape)

@@ -181,6 +181,8 @@ def run_rounds(
                 _collect(end, store, samples, nodes)
             ends += finished
         bar.update(nodes * len(ends) - bar.n)
+    if reader is not None:
+        reader.close()
     ends.sort(key=lambda end: end.sample)
     trajectory = store.trajectory(request.starts()) if settings.keep_trajectory else None
     return Outcome(samples, ends, history, evaluations, store.state_bytes, trajectory=trajectory)

@@ -42,7 +42,7 @@ class FinalPoints:
 
     Nodes below `num_final[b]` are final for sample b, all N once it has ended (NaN where it never
     came to). `x(node)` and `x0(node)` copy the states and the data predictions of all samples,
-    [B, *shape].
+    [B, *shape], until `sample` returns: later calls raise RuntimeError.
     """
 
     num_final: IntArray

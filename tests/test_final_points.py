@@ -28,6 +28,7 @@ class Follower:
 
     def __call__(self, told):
         self.rounds += 1
+        self.points = told.points
         counts = torch.from_numpy(told.points.num_final)
         assert (counts >= self.counts).all()
         for b, (before, count) in enumerate(zip(self.counts, counts, strict=True)):
@@ -82,6 +83,19 @@ def test_without_keep_trajectory_there_are_none():
     assert set(points) == {None}
 
 
+def test_points_cannot_be_read_once_the_run_is_over():
+    table = table_of(PROBLEMS[0], 4)
+    sampler = ParallelSampler(mixture(table), shape=SHAPE, solver=table, window_size=2, dtype=F64)
+    points = []
+    sampler.sample(
+        1, seed=0, callback=lambda told: points.append(told.points), keep_trajectory=True
+    )
+    assert points[-1].num_final.tolist() == [4]
+    for read in (points[0].x, points[-1].x, points[-1].x0):
+        with pytest.raises(RuntimeError, match=r"can be read until its sample\(\) returns"):
+            read(0)
+
+
 def test_a_sample_that_diverges_holds_back_nothing():
     table = table_of(PROBLEMS[0], 6)
     easy = mixture(table)
@@ -123,6 +137,8 @@ def test_rounds_beside_the_model_tell_the_same():
         with torch.inference_mode():
             request = parallel._request(3, seed, None, None, None, cond, None)
             run_resident(request, settings, kept, callback=follower)
+        with pytest.raises(RuntimeError, match="can be read until"):
+            follower.points.x(0)
         reference = ParallelSampler(Module(), backend="reference", **options)
         reference.sample(3, seed=seed, cond=cond, callback=oracle, keep_trajectory=True)
         assert follower.counts.tolist() == [4, 4, 4]
