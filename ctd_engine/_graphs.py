@@ -38,12 +38,24 @@ class GraphSwitch:
 
     def __init__(self, is_on: bool) -> None:
         self.is_on = is_on
+        self._has_spared = False
 
     def off(self, reason: str) -> None:
         """Switch off, and say why the first time."""
         if self.is_on:
             self.is_on = False
-            logger.warning("running without CUDA graphs, which cannot hold this run: %s", reason)
+            _tell(reason)
+
+    def spared(self, reason: str) -> GraphSwitch:
+        """A switch that is off, for one run among others; says why the first time."""
+        if not self._has_spared:
+            self._has_spared = True
+            _tell(reason)
+        return GraphSwitch(False)
+
+
+def _tell(reason: str) -> None:
+    logger.warning("running without CUDA graphs, which cannot hold this run: %s", reason)
 
 
 class WaitFinder(TorchDispatchMode):  # type: ignore[no-untyped-call]

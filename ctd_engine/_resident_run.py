@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from ctd_engine import _ext
 from ctd_engine._final_points import PointReader
-from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
 from ctd_engine._rounds import Outcome, RoundSettings, make_store, num_slots_for, scheduler_sizes
@@ -70,8 +69,9 @@ def make_rounds(request: Request, settings: RoundSettings) -> ResidentRounds:
     own = request.own()
     switch = settings.graphs
     if switch.is_on and isinstance(own.noise, CallableNoise):
-        switch = GraphSwitch(True)
-        switch.off("noise is a callable, and what it does in Python would not happen in a replay")
+        switch = switch.spared(
+            "noise is a callable, and what it does in Python would not happen in a replay"
+        )
     num_slots = num_slots_for(settings, own.num_samples)
     return ResidentRounds(
         own,
@@ -126,6 +126,8 @@ def run_resident(
                 None if reader is None else reader.points(),
             )
             is_cancelled = callback is not None and callback(told) is True
+    if reader is not None:
+        reader.close()
     for after in rounds.drain():
         if plan.num_rows > 0:
             history.append(_record(plan))

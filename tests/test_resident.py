@@ -17,7 +17,7 @@ import torch
 from ctd_engine import ParallelSampler, _ext
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._resident import row_buckets
-from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
+from ctd_engine._resident_run import KeptRounds, make_rounds, reasons_against, run_resident
 from ctd_engine._rounds import REASONS, run_rounds
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from small_problems import PROBLEMS, SHAPE, mixture, table_of
@@ -277,3 +277,18 @@ def test_record_of_a_round_lists_active_windows_only():
     for record in resident.history:
         assert (record.sample >= 0).all()
         assert np.all(record.length > 0)
+
+
+def test_a_callable_noise_says_once_that_it_is_not_recorded(caplog):
+    sampler = make_sampler()
+    settings = replace(sampler._settings, graphs=GraphSwitch(True))
+    with caplog.at_level(logging.WARNING, logger="ctd_engine"):
+        for seed in range(3):
+            noise = lambda nodes, rows: torch.zeros(len(nodes), *SHAPE)  # noqa: E731
+            request = sampler._request(1, seed, None, None, noise, None, None)
+            assert not make_rounds(request, settings).switch.is_on
+    (record,) = caplog.records
+    assert "noise is a callable" in record.getMessage()
+    # other calls of this sampler still record
+    request = sampler._request(1, 0, None, None, None, None, None)
+    assert make_rounds(request, settings).switch.is_on
