@@ -30,7 +30,7 @@ class OutputRule:
         quantile, max_value: dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section
             2.3): s is this quantile of |x0~| over a sample, clipped to [1, max_value], and
             x0 = clip(x0~, -s, s) / s. Excludes `clip`.
-        remainder: R [N], for solvers that go on with the noise of the unbounded x0~.
+        remainder: R [N], for solvers that go on with the noise of the unbounded x0~; needs a bound.
         variance: the model returns twice the channels and its second half v is about the variance:
             "learned": s_i = sqrt(v); "learned_range": log s_i runs from log low_i at v = -1 to
             log high_i at v = 1 (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15); "unused": s_i
@@ -59,11 +59,23 @@ class OutputRule:
             if _checks.require_float("quantile", self.quantile, above=0.0) > 1.0:
                 raise ValueError(f"quantile must be in (0, 1], got {self.quantile:g}")
             _checks.require_float("max_value", self.max_value, minimum=1.0)
+        elif self.max_value != 1.0:
+            raise ValueError(
+                f"max_value bounds the threshold of quantile: give both, got {self.max_value} alone"
+            )
+        if self.remainder is not None and self.clip is None and self.quantile is None:
+            raise ValueError(
+                "remainder is of what a bound takes from x0: give clip or quantile too, got neither"
+            )
         if self.variance is not None:
             _checks.require_choice("variance", self.variance, VARIANCES)
         is_range = self.variance == "learned_range"
         if is_range != (self.low is not None) or is_range != (self.high is not None):
-            raise ValueError('low and high belong to variance "learned_range", and both of them')
+            given = [name for name in ("low", "high") if getattr(self, name) is not None]
+            raise ValueError(
+                'low and high belong to variance "learned_range", and both of them, got variance '
+                f"{self.variance!r} with {' and '.join(given) or 'neither'}"
+            )
 
     @property
     def outputs(self) -> int:

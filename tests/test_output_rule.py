@@ -172,8 +172,11 @@ def test_nan_stays_nan() -> None:
         (dict(quantile=1.5), r"quantile must be in \(0, 1\], got 1.5"),
         (dict(quantile=0.5, max_value=0.5), r"max_value must be >= 1"),
         (dict(variance="guessed"), r"variance must be one of"),
-        (dict(variance="learned_range"), r"low and high belong to variance"),
-        (dict(low=torch.ones(NUM_STEPS)), r"low and high belong to variance"),
+        (dict(max_value=2.0), r"give both, got 2.0 alone"),
+        (dict(clip=1.0, max_value=2.0), r"give both, got 2.0 alone"),
+        (dict(remainder=torch.zeros(NUM_STEPS)), r"remainder .* clip or quantile too, got neither"),
+        (dict(variance="learned_range"), r"got variance 'learned_range' with neither"),
+        (dict(low=torch.ones(NUM_STEPS)), r"low and high .* got variance None with low"),
     ],
 )
 def test_a_rule_refuses(arguments: dict[str, Any], message: str) -> None:
@@ -184,10 +187,10 @@ def test_a_rule_refuses(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (dict(remainder=torch.zeros(3).double()), r"rule.remainder must be a float64 tensor"),
-        (dict(remainder=torch.zeros(NUM_STEPS)), r"rule.remainder must be a float64 tensor"),
-        (dict(remainder=[0.0] * NUM_STEPS), r"rule.remainder must be .* got <class 'list'>"),
-        (dict(remainder=torch.full((NUM_STEPS,), torch.nan).double()), r"must be finite"),
+        (dict(clip=1.0, remainder=torch.zeros(3).double()), r"rule.remainder must be a float64"),
+        (dict(clip=1.0, remainder=torch.zeros(NUM_STEPS)), r"rule.remainder must be a float64"),
+        (dict(clip=1.0, remainder=[0.0] * NUM_STEPS), r"rule.remainder must .* got <class 'list'>"),
+        (dict(clip=1.0, remainder=torch.full((NUM_STEPS,), torch.nan).double()), r"must be finite"),
         (
             dict(
                 variance="learned_range",
