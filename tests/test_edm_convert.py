@@ -18,6 +18,16 @@ from ctd_engine.cli import main
 from ctd_engine.integrations import edm
 from ctd_engine.integrations.edm import convert_pickle
 
+GARBAGE = (
+    b"g1\n.",
+    b"s.",
+    b"Fx\n.",
+    b"\x95" + b"\xff" * 8,
+    b"G\x00.",
+    b"\x8c\x01\xff.",
+    b"\x80\xff",
+)
+
 
 class Network(nn.Module):
     """Weights, a buffer, weights that share memory, and EDM's record of its arguments."""
@@ -141,6 +151,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pkl", "out.safetensors"]
 
 
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_the_command_explains_garbage(tmp_path, garbage):
+    path = tmp_path / "file.pkl"
+    path.write_bytes(garbage)
+    arguments = ["convert-edm", str(path), str(tmp_path / "out"), "--i-trust-this-file"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "must be one of EDM's pickles" in result.stderr
+
+
 @pytest.mark.parametrize(
     "content, error, match",
     [
@@ -152,6 +172,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         (b"cos\nno_such_function\n.", RuntimeError, "needs code that cannot be imported here"),
         (b"", ValueError, "cannot be unpickled"),
         (b"not a pickle", ValueError, "must be one of EDM's pickles"),
+        # unpickled, these raise UnpicklingError, IndexError, ValueError, OverflowError and others
+        *[
+            (garbage, ValueError, "must be one of EDM's pickles, .* cannot be unpickled: .*Error")
+            for garbage in GARBAGE
+        ],
         (pickle.dumps([1]), ValueError, "must hold a dict with the network under 'ema', got list"),
         (pickle.dumps({"net": 1}), ValueError, r"under 'ema', got \['net'\]"),
         (pickle.dumps({"ema": 1}), ValueError, "must be a torch.nn.Module, got int"),

@@ -278,6 +278,8 @@ def run(**changes):
         ({"s_churn": -1.0}, ValueError, "s_churn must be >= 0, got -1"),
         ({"s_tmin": 2.0, "s_tmax": 1.0}, ValueError, "s_tmax must be at least s_tmin = 2, got 1"),
         ({"s_noise": -1.0}, ValueError, "s_noise must be >= 0"),
+        ({"s_tmax": None}, TypeError, "s_tmax must be a number, got NoneType"),
+        ({"s_tmax": math.nan}, ValueError, "s_tmax must be finite, got nan"),
         ({"sigmas": torch.tensor([1.0])}, ValueError, "sigmas must hold at least 2 noise levels"),
         ({"sigmas": torch.ones(1, 2)}, ValueError, r"shape \[N \+ 1\], got \(1, 2\)"),
         ({"sigmas": torch.tensor([2.0, 2.0])}, ValueError, "must fall strictly, got 2 and then 2"),

@@ -72,8 +72,10 @@ def churned(
     """
     s_churn = _checks.require_float(names[0], s_churn, minimum=0.0)
     s_min = _checks.require_float(names[1], s_min, minimum=0.0)
-    if not s_max >= s_min:
-        raise ValueError(f"{names[2]} must be at least {names[1]} = {s_min:g}, got {s_max}")
+    if s_max != math.inf:
+        s_max = _checks.require_float(names[2], s_max)
+    if s_max < s_min:
+        raise ValueError(f"{names[2]} must be at least {names[1]} = {s_min:g}, got {s_max:g}")
     s_noise = _checks.require_float(names[3], s_noise, minimum=0.0)
     num_steps = len(levels) - 1
     most = min(s_churn / num_steps, math.sqrt(2.0) - 1.0)

@@ -73,18 +73,19 @@ def convert_pickle(
 
 
 def _unpickled(path: Path) -> Any:
+    content = path.read_bytes()
     try:
-        with open(path, "rb") as file:
-            return pickle.load(file)
+        return pickle.loads(content)
     except (ImportError, AttributeError) as error:
         raise RuntimeError(
             f"{path} needs code that cannot be imported here: {error}; EDM's pickles need its "
             "modules torch_utils and dnnlib: run this with a checkout of EDM on PYTHONPATH"
         ) from error
-    except (pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:
+        # bytes that are no pickle end in errors of any kind
+        reason = f"{type(error).__name__}: {error}" if content else "it is empty"
         raise ValueError(
-            f"path must be one of EDM's pickles, and {path} cannot be unpickled: "
-            f"{error or 'it is empty'}"
+            f"path must be one of EDM's pickles, and {path} cannot be unpickled: {reason}"
         ) from error
 
 
