@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ctd_engine import _checks
 from ctd_engine._contrast import Contrast, Pairs, Query
 from ctd_engine._denoising import DenoisingLoss
 from ctd_engine._rows import (
@@ -131,10 +132,9 @@ class ContrastiveDiffusionLoss:
             )
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
-        if num_points is not None and num_points < 1:
-            raise ValueError(f"num_points must be None or at least 1, got {num_points}")
-        if num_draws < 1:
-            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        if num_points is not None:
+            num_points = _checks.require_int("num_points", num_points, minimum=1)
+        num_draws = _checks.require_int("num_draws", num_draws, minimum=1)
         if zeta is not None and not isinstance(zeta, LogSNRDistribution):
             raise TypeError(f"zeta must be a LogSNRDistribution or None, got {type(zeta).__name__}")
         self.denoising = DenoisingLoss(

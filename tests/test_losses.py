@@ -470,8 +470,10 @@ VP = schedules.linear_beta()
             ValueError,
             "temperature must be positive and finite, got 0.0",
         ),
-        (lambda: ContrastiveDiffusionLoss(VP, num_points=0), ValueError, "num_points must be None"),
-        (lambda: ContrastiveDiffusionLoss(VP, num_draws=0), ValueError, "num_draws must be at le"),
+        (lambda: ContrastiveDiffusionLoss(VP, num_points=0), ValueError, "num_points must be "),
+        (lambda: ContrastiveDiffusionLoss(VP, num_points=1.5), TypeError, "num_points must be "),
+        (lambda: ContrastiveDiffusionLoss(VP, num_draws=2.5), TypeError, "num_draws must be an "),
+        (lambda: ContrastiveDiffusionLoss(VP, num_draws=0), ValueError, "num_draws must be an "),
         (lambda: ContrastiveDiffusionLoss(VP, zeta=(6, 15)), TypeError, "zeta must be a LogSNRDis"),
         (lambda: ContrastiveDiffusionLoss(VP, alpha=4.0), TypeError, "alpha must be a LogSNRDist"),
         (
