@@ -151,6 +151,29 @@ def test_point_mlp():
     assert model(torch.randn(4, 3), torch.zeros(4)).shape == (4, 3)
 
 
+def test_point_mlp_with_frequencies():
+    model = PointMLP(shape=(2,), width=8, num_frequencies=3)
+    seen = []
+    model.embed_point.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x, t = torch.tensor([[0.3, -1.2]]), torch.zeros(1)
+    assert model(x, t).shape == (1, 2)
+    angles = [a * f for a in (0.3, -1.2) for f in (1, 2, 4)]
+    expected = [0.3, -1.2, *map(math.sin, angles), *map(math.cos, angles)]
+    assert torch.allclose(seen[0], torch.tensor([expected]), atol=1e-6)
+
+
+def test_model_config_survives_a_resume(tmp_path):
+    points = Dataset("points", torch.randn(20, 2), None)
+    arguments = {"shape": [2], "width": 12, "num_frequencies": 2}
+    model_config = {"kind": "mlp", "arguments": arguments}
+    trainer = Trainer(points, TrainConfig(steps=2, **SMALL), model_config=model_config)
+    trainer.run(tmp_path / "a.safetensors", progress=False)
+    resumed = Trainer.resume(tmp_path / "a.safetensors", points)
+    assert resumed.model.embed_point.in_features == 2 * (1 + 2 * 2)
+    assert torch.equal(weights(trainer), weights(resumed))
+    assert load_checkpoint(tmp_path / "a.safetensors").model.out.in_features == 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

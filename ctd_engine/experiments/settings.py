@@ -65,6 +65,7 @@ class Experiment:
     lr: float = 1e-3
     grad_clip: float = 1.0
     ema_decay: float = 0.999
+    num_frequencies: int = 0
     num_train: int = 20_000
     num_true: int = 5_000
     has_score_errors: bool = False
@@ -129,9 +130,11 @@ EXPERIMENTS = {
         problems=tuple(SHAPES),
         losses=_SHAPE_LOSSES,
         samplers=_samplers(ddpm=2000, ddim=2000, parallel=200),
-        steps=3000,
+        steps=4000,
         batch_size=256,
         width=16,
+        lr=3e-3,
+        num_frequencies=3,
     ),
     "digits": Experiment(
         name="digits",
@@ -161,9 +164,11 @@ EXPERIMENTS = {
             SamplerSettings("ddpm", "ddpm", 1000, 2000),
             SamplerSettings("ddpm, ParaDiGMS", "ddpm", 1000, 50, window_size=100, lockstep=True),
         ),
-        steps=3000,
+        steps=4000,
         batch_size=256,
         width=16,
+        lr=3e-3,
+        num_frequencies=3,
     ),
 }
 

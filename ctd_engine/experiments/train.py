@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,9 +47,21 @@ def make_trainer(
         width=experiment.width,
         seed=seed,
     )
-    trainer = Trainer(problem.data, config)
+    trainer = Trainer(problem.data, config, model_config=_model_config(problem, experiment))
     trainer.loss = make_loss(loss, trainer.schedule, problem.data.x)
     return trainer
+
+
+def _model_config(problem: Problem, experiment: Experiment) -> dict[str, Any] | None:
+    """Points get the trainer's own model with some frequencies, images the trainer's own."""
+    if problem.distribution is None:
+        return None
+    arguments = {
+        "shape": list(problem.data.x.shape[1:]),
+        "width": 4 * experiment.width,
+        "num_frequencies": experiment.num_frequencies,
+    }
+    return {"kind": "mlp", "arguments": arguments}
 
 
 def relative_cost(problem: Problem, experiment: Experiment, loss: LossSettings) -> float:

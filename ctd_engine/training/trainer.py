@@ -92,10 +92,16 @@ class Trainer:
         data: the dataset.
         config: see `TrainConfig`.
         device: where to train.
+        model_config: for `build_model`; None chooses by the shape of the data.
     """
 
     def __init__(
-        self, data: Dataset, config: TrainConfig, device: torch.device | str = "cpu"
+        self,
+        data: Dataset,
+        config: TrainConfig,
+        device: torch.device | str = "cpu",
+        *,
+        model_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.data, self.config, self.device = data, config, torch.device(device)
         if config.batch_size > len(data.x):
@@ -104,7 +110,7 @@ class Trainer:
                 f"got {config.batch_size}"
             )
         self.schedule = schedules.get(config.schedule)()
-        self.model_config = _model_config(data, config)
+        self.model_config = dict(model_config or _model_config(data, config))
         self.generator = torch.Generator().manual_seed(config.seed)
         # initial weights come from the run's own seed, and the global generator is left alone
         with torch.random.fork_rng(devices=[]):
@@ -233,7 +239,8 @@ class Trainer:
                 f"checkpoint {path} was trained on {expected[1]} items of shape {expected[0]}, "
                 f"the data has {got[1]} of shape {got[0]}"
             )
-        trainer = cls(data, _config_from(description["train"]), device)
+        config = _config_from(description["train"])
+        trainer = cls(data, config, device, model_config=description["model"])
         load_weights(trainer.model, tensors, "model.", path)
         load_weights(trainer.ema, tensors, "ema.", path)
         state: dict[int, dict[str, Tensor]] = {}
