@@ -109,6 +109,13 @@ def test_snapshots_are_of_their_steps():
     )
 
 
+def test_shapes_get_their_frequencies():
+    experiment = tiny("shapes")
+    problem = make_problem("moons", experiment, 0)
+    model = train.train(problem, experiment, experiment.losses[0], 0, [1])[1].model
+    assert len(model.frequencies) == experiment.num_frequencies == 3
+
+
 def test_interrupted_experiment_goes_on_to_the_same_result(tmp_path, monkeypatch):
     experiment = replace(tiny("shapes"), problems=("moons",))
     whole = runner.run_experiment(experiment, tmp_path / "whole", 2, progress=False)
