@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctd_engine import ParallelSampler, SequentialSampler, schedules, solvers
+from ctd_engine._graphs import WaitFinder
 from ctd_engine._output_rule import OutputRule
 from ctd_engine._trajectory import bound_rule
 from ctd_engine.noise import philox_normal
@@ -128,30 +128,19 @@ def test_a_model_without_a_variance_is_refused() -> None:
         sampler.sample(1)
 
 
-class NoWaiting(TorchDispatchMode):
-    """Raises where an operation would wait for a device to learn a number from it."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        if "_local_scalar_dense" in name or "nonzero" in name or name == "equal":
-            raise AssertionError(f"{name} waits")
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_waits_for_nothing(name: str) -> None:
-    """diffusers #11696, #9475, #14589."""
+    """diffusers #11696, #9475, #14589; on a GPU see test_output_rule_resident.py."""
     table = ruled(**RULES[name])
     rule = bound_rule(table, torch.float32, torch.device("cpu"))
     assert rule is not None
     x, z = torch.randn(2, 5, 8)
     m = torch.randn(5, 8 * table.outputs).abs()
-    with NoWaiting():
+    with WaitFinder() as finder:
         x0, added = rule(x, m, m, 1.5, torch.arange(5), z)
+    assert finder.found is None
     assert bool(torch.isfinite(x0).all())
     assert added is not None
-    with pytest.raises(AssertionError, match="waits"), NoWaiting():
-        bool(x.sum() > 0)
 
 
 def test_nan_stays_nan() -> None:

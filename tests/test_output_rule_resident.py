@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from ctd_engine import ParallelSampler, SequentialSampler, _ext
 from ctd_engine._resident_run import KeptRounds, run_resident
 from ctd_engine.ops._dispatch import triton_unavailable_reason
+from ctd_engine.result import RoundProgress
 from ruled_tables import RULES, SHAPE, RuledModel, ruled
 
 if triton_unavailable_reason() is not None:
@@ -74,3 +76,33 @@ def test_kept_rounds_take_new_seeds() -> None:
             model, shape=SHAPE, solver=table, dtype=torch.float64, device=DEVICE
         )
         torch.testing.assert_close(ours, oracle.sample(1, seed=seed).samples, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
+@pytest.mark.parametrize("name", RULES)
+def test_a_recorded_rule_waits_for_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Rounds that are replayed from graphs, as users run them, give the sequential sample."""
+    table = ruled(12, **RULES[name])
+    model = RuledModel(table.outputs).to(DEVICE).requires_grad_(False)
+    shared: dict[str, Any] = dict(shape=SHAPE, solver=table, dtype=torch.float64, device=DEVICE)
+    sampler = ParallelSampler(model, **shared, window_size=4, tolerance=0.0)
+    oracle = SequentialSampler(model, **shared)
+    with caplog.at_level(logging.WARNING, logger="ctd_engine"):
+        # run, looked at for waits, recorded, replayed
+        for seed in range(4):
+            ours = sampler.sample(2, seed=seed).samples
+            expected = oracle.sample(2, seed=seed).samples
+            torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-12)
+    assert not caplog.records
+    (rounds,) = sampler._kept._kept.values()
+    assert any(graph is not None for graph in rounds._run_round._graphs.values())
+
+    def refuse_waits(told: RoundProgress) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+
+    try:
+        # from the second round on nothing but waiting for the mailbox is allowed
+        sampler.sample(2, seed=9, callback=refuse_waits)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
