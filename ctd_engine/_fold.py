@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -11,15 +12,16 @@ from ctd_engine._table import SolverTable
 from ctd_engine.parametrization import check_prediction, data_coefficients, model_time
 from ctd_engine.schedules import Grid, Schedule
 
-__all__ = ["ModelOptions", "ends", "fold", "posterior_std", "raw_coefficients"]
+__all__ = ["ModelOptions", "banded", "ends", "fold", "posterior_std", "raw_coefficients"]
 
 
 class ModelOptions(TypedDict, total=False):
     """What every solver is told about the model.
 
     prediction: what it returns: "epsilon" (default), "x0", "v", "flow" or "edm".
-    time: its time input: None (the schedule's own; c_noise for "edm"), "timestep", "logsnr",
-        "sigma" (= sigma / alpha), "c_noise" (= log(sigma / alpha) / 4) or "flow".
+    time: its time input: None (the schedule's own; c_noise for "edm"), "timestep", "index" (the
+        nearest whole timestep, as a float), "logsnr", "sigma" (= sigma / alpha), "c_noise"
+        (= log(sigma / alpha) / 4) or "flow".
     clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None (default) does not.
     sigma_data: standard deviation of the data, for "edm" (default 0.5).
     """
@@ -28,6 +30,14 @@ class ModelOptions(TypedDict, total=False):
     time: str | None
     clip_x0: float | None
     sigma_data: float
+
+
+def banded(a: list[Sequence[float]], b: list[Sequence[float]]) -> tuple[Tensor, Tensor]:
+    """A and B [N, K], of rows that are filled up with 0."""
+    order = max(map(len, (*a, *b)))
+    filled = ([[*row, *[0.0] * (order - len(row))] for row in rows] for rows in (a, b))
+    first, second = (torch.tensor(rows, dtype=torch.float64) for rows in filled)
+    return first, second
 
 
 def ends(grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:

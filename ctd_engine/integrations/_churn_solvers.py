@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ctd_engine import _checks
-from ctd_engine.integrations._nodes import Nodes, posterior_std
+from ctd_engine.integrations._nodes import SigmaNodes, std_between
 
 __all__ = ["Churn", "churned", "dpm_2", "euler", "heun"]
 
@@ -33,9 +33,9 @@ class Churn:
     def num_steps(self) -> int:
         return len(self.hats)
 
-    def begin(self, name: str) -> Nodes:
+    def begin(self, name: str) -> SigmaNodes:
         """No node yet; the start gets the first noise."""
-        nodes = Nodes(name, start=self.levels[0], lift=self.lifts[0])
+        nodes = SigmaNodes(name, start=self.levels[0], lift=self.lifts[0])
         self._draw(nodes, 0)
         return nodes
 
@@ -43,12 +43,12 @@ class Churn:
         """The noise that follows a step; none after the last."""
         return self.lifts[step + 1] if step + 1 < self.num_steps else 0.0
 
-    def end(self, nodes: Nodes, step: int) -> None:
+    def end(self, nodes: SigmaNodes, step: int) -> None:
         """The step is complete."""
         if step + 1 < self.num_steps:
             self._draw(nodes, step + 1)
 
-    def _draw(self, nodes: Nodes, step: int) -> None:
+    def _draw(self, nodes: SigmaNodes, step: int) -> None:
         if self.draws:
             nodes.draw(self.levels[step], self.hats[step])
 
@@ -86,17 +86,17 @@ def churned(
     return Churn(levels, hats, lifts, draws=s_churn > 0.0)
 
 
-def euler(churn: Churn) -> Nodes:
+def euler(churn: Churn) -> SigmaNodes:
     """Alg. 2 without its second-order correction."""
     nodes = churn.begin("euler")
     for i, t in enumerate(churn.hats):
         s = churn.levels[i + 1]
-        nodes.add_euler(i, t, s, churn.lift_after(i), scale=posterior_std(t, s))
+        nodes.add_euler(i, t, s, churn.lift_after(i), scale=std_between(t, s))
         churn.end(nodes, i)
     return nodes
 
 
-def heun(churn: Churn) -> Nodes:
+def heun(churn: Churn) -> SigmaNodes:
     """Alg. 2: node 2i is x_hat of step i, node 2i + 1 its Euler prediction; one node to sigma = 0.
 
     x_s = x_t + (s - t) ((x_t - x0_t) / t + (x~ - x0~) / s) / 2
@@ -104,7 +104,7 @@ def heun(churn: Churn) -> Nodes:
     nodes = churn.begin("heun")
     for i, t in enumerate(churn.hats):
         s, lift = churn.levels[i + 1], churn.lift_after(i)
-        scale = posterior_std(t, s)
+        scale = std_between(t, s)
         if s == 0.0:
             nodes.add_euler(i, t, s, scale=scale)
         else:
@@ -116,11 +116,11 @@ def heun(churn: Churn) -> Nodes:
     return nodes
 
 
-def dpm_2(churn: Churn) -> Nodes:
+def dpm_2(churn: Churn) -> SigmaNodes:
     """DPM-Solver-2 in sigma, with Alg. 2's noise."""
     nodes = churn.begin("dpm_2")
     for i, t in enumerate(churn.hats):
         s = churn.levels[i + 1]
-        nodes.add_midpoint(i, t, s, churn.lift_after(i), scale=posterior_std(t, s))
+        nodes.add_midpoint(i, t, s, churn.lift_after(i), scale=std_between(t, s))
         churn.end(nodes, i)
     return nodes

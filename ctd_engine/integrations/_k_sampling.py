@@ -14,7 +14,7 @@ from torch import Tensor
 from ctd_engine._rows import Model, check_batch
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations._k_solvers import SOLVERS, own_options
-from ctd_engine.integrations._nodes import START, Nodes, require_levels
+from ctd_engine.integrations._nodes import START, SigmaNodes, require_levels
 from ctd_engine.noise import CounterNoise, seeds_from
 from ctd_engine.result import RoundProgress
 from ctd_engine.sampler import ParallelSampler
@@ -29,7 +29,7 @@ TAKEN = {"model", "shape", "schedule", "solver", "num_steps", "prediction", "tim
 SAMPLER_OPTIONS = inspect.signature(ParallelSampler).parameters.keys() - TAKEN - {"solver_options"}
 
 
-def _nodes(sigmas: Sigmas, solver: str, options: Mapping[str, Any]) -> Nodes:
+def _nodes(sigmas: Sigmas, solver: str, options: Mapping[str, Any]) -> SigmaNodes:
     own = own_options(solver)
     unknown = sorted(options.keys() - own)
     if unknown:
@@ -40,7 +40,7 @@ def _nodes(sigmas: Sigmas, solver: str, options: Mapping[str, Any]) -> Nodes:
     return SOLVERS[solver](_levels(sigmas), **options)
 
 
-def _table(nodes: Nodes, sigmas: Sigmas, clip_x0: float | None) -> SolverTable:
+def _table(nodes: SigmaNodes, sigmas: Sigmas, clip_x0: float | None) -> SolverTable:
     # sigma as k-diffusion's loops give it: in the dtype of x
     return nodes.table(_levels(sigmas)[-1], clip_x0, time_as_input=True)
 
@@ -205,7 +205,7 @@ def _holds_tensor(value: object) -> bool:
 
 
 def _drawn(
-    noise_sampler: NoiseSampler, nodes: Nodes, x: Tensor, sigmas: Tensor
+    noise_sampler: NoiseSampler, nodes: SigmaNodes, x: Tensor, sigmas: Tensor
 ) -> tuple[Tensor, Tensor]:
     # the start's noise, and that of the steps: [num_nodes, B, *shape]
     first, noise = torch.zeros_like(x), x.new_zeros(len(nodes.levels), *x.shape)
@@ -222,7 +222,10 @@ def _drawn(
 
 
 def _follower(
-    callback: Callable[[dict[str, Any]], object], nodes: Nodes, sigmas: Tensor, dtype: torch.dtype
+    callback: Callable[[dict[str, Any]], object],
+    nodes: SigmaNodes,
+    sigmas: Tensor,
+    dtype: torch.dtype,
 ) -> Callable[[RoundProgress], None]:
     """Tells k-diffusion's callback of every step that has become final since the last round."""
     untold = deque((step, nodes.step_of.index(step)) for step in range(len(sigmas) - 1))

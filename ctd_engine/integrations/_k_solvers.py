@@ -14,12 +14,12 @@ from ctd_engine import _checks
 from ctd_engine.integrations import _churn_solvers
 from ctd_engine.integrations._churn_solvers import Churn, churned
 from ctd_engine.integrations._multistep_solvers import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, lms
-from ctd_engine.integrations._nodes import Nodes, noise_options, posterior_std, steps
+from ctd_engine.integrations._nodes import SigmaNodes, noise_options, std_between, steps
 
 __all__ = ["SOLVERS", "own_options"]
 
 
-def _with_churn(solver: Callable[[Churn], Nodes]) -> Callable[..., Nodes]:
+def _with_churn(solver: Callable[[Churn], SigmaNodes]) -> Callable[..., SigmaNodes]:
     def build(
         levels: list[float],
         *,
@@ -27,7 +27,7 @@ def _with_churn(solver: Callable[[Churn], Nodes]) -> Callable[..., Nodes]:
         s_tmin: float = 0.0,
         s_tmax: float = math.inf,
         s_noise: float = 1.0,
-    ) -> Nodes:
+    ) -> SigmaNodes:
         names = ("s_churn", "s_tmin", "s_tmax", "s_noise")
         return solver(churned(levels, s_churn, s_tmin, s_tmax, s_noise, names))
 
@@ -36,14 +36,14 @@ def _with_churn(solver: Callable[[Churn], Nodes]) -> Callable[..., Nodes]:
 
 def ancestral(t: float, s: float, eta: float) -> tuple[float, float]:
     """(down, up) of a step from t to s: up = min(s, eta times the posterior's deviation)."""
-    up = min(s, eta * posterior_std(t, s))
+    up = min(s, eta * std_between(t, s))
     return math.sqrt(s**2 - up**2), up
 
 
-def euler_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> Nodes:
+def euler_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> SigmaNodes:
     """Euler's step to `down`, then noise."""
     eta, s_noise = noise_options(eta, s_noise)
-    nodes = Nodes("euler_ancestral", start=levels[0])
+    nodes = SigmaNodes("euler_ancestral", start=levels[0])
     for i, t, s, scale in steps(levels):
         down, up = ancestral(t, s, eta)
         nodes.add_euler(i, t, down, s_noise * up, scale=scale)
@@ -52,10 +52,10 @@ def euler_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1
     return nodes
 
 
-def dpm_2_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> Nodes:
+def dpm_2_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> SigmaNodes:
     """DPM-Solver-2's step to `down`, then noise; Euler's without noise where `down` is 0."""
     eta, s_noise = noise_options(eta, s_noise)
-    nodes = Nodes("dpm_2_ancestral", start=levels[0])
+    nodes = SigmaNodes("dpm_2_ancestral", start=levels[0])
     for i, t, s, scale in steps(levels):
         down, up = ancestral(t, s, eta)
         nodes.add_midpoint(i, t, down, s_noise * up if down > 0.0 else 0.0, scale=scale)
@@ -64,13 +64,15 @@ def dpm_2_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1
     return nodes
 
 
-def dpmpp_2s_ancestral(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> Nodes:
+def dpmpp_2s_ancestral(
+    levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0
+) -> SigmaNodes:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv 2211.01095, Alg. 1, r = 1/2) to `down`, then noise.
 
     x_down = (down / t) x_t + (1 - down / t) D~, with D~ at sqrt(t down).
     """
     eta, s_noise = noise_options(eta, s_noise)
-    nodes = Nodes("dpmpp_2s_ancestral", start=levels[0])
+    nodes = SigmaNodes("dpmpp_2s_ancestral", start=levels[0])
     for i, t, s, scale in steps(levels):
         down, up = ancestral(t, s, eta)
         if down == 0.0:
@@ -92,7 +94,7 @@ def dpmpp_sde(
     s_noise: float = 1.0,
     r: float = 0.5,
     overlapping: bool = True,
-) -> Nodes:
+) -> SigmaNodes:
     """DPM-Solver++ for the SDE, two stages: k-diffusion's sample_dpmpp_sde.
 
     x~ goes to t^(1-r) s^r with noise z1; x_s = (down / t) x_t + (1 - down / t) ((1 - 1/2r) D +
@@ -105,7 +107,7 @@ def dpmpp_sde(
     if r >= 1.0:
         raise ValueError(f"r, the place of the middle in a step, must be in (0, 1), got {r:g}")
     share = 0.5 / r
-    nodes = Nodes("dpmpp_sde", start=levels[0])
+    nodes = SigmaNodes("dpmpp_sde", start=levels[0])
     for i, t, s, scale in steps(levels):
         if s == 0.0:
             nodes.add_euler(i, t, s, scale=scale)
@@ -131,7 +133,7 @@ def dpmpp_sde(
     return nodes
 
 
-SOLVERS: dict[str, Callable[..., Nodes]] = {
+SOLVERS: dict[str, Callable[..., SigmaNodes]] = {
     "euler": _with_churn(_churn_solvers.euler),
     "euler_ancestral": euler_ancestral,
     "heun": _with_churn(_churn_solvers.heun),

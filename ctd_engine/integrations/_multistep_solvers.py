@@ -11,14 +11,14 @@ import math
 from numpy.polynomial import Polynomial
 
 from ctd_engine import _checks
-from ctd_engine.integrations._nodes import Nodes, noise_options, steps
+from ctd_engine.integrations._nodes import SigmaNodes, noise_options, steps
 
 __all__ = ["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "lms"]
 
 MAX_LMS_ORDER = 3
 
 
-def lms(levels: list[float], *, order: int | None = None) -> Nodes:
+def lms(levels: list[float], *, order: int | None = None) -> SigmaNodes:
     """Linear multistep (Adams-Bashforth) in sigma for the slopes d = (x - D) / t.
 
     x_s = x_t + sum_k c_k d_k, c_k the integral from t to s of the k-th Lagrange polynomial on the
@@ -35,7 +35,7 @@ def lms(levels: list[float], *, order: int | None = None) -> Nodes:
             f"order must be at most {MAX_LMS_ORDER}, the states that a table looks back on, got "
             f"{order}"
         )
-    nodes = Nodes("lms", start=levels[0])
+    nodes = SigmaNodes("lms", start=levels[0])
     for i, t, s, scale in steps(levels):
         known = levels[max(0, i + 1 - order) : i + 1][::-1]
         slopes = [_lagrange_integral(known, k, t, s) / level for k, level in enumerate(known)]
@@ -54,12 +54,12 @@ def _lagrange_integral(known: list[float], k: int, begin: float, end: float) -> 
     return float(basis.integ()(end - begin))
 
 
-def dpmpp_2m(levels: list[float]) -> Nodes:
+def dpmpp_2m(levels: list[float]) -> SigmaNodes:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Alg. 2), first order to s = 0.
 
     x_s = (s / t) x_t + (1 - s / t) (D + (D - D_1) h / (2 h_1)).
     """
-    nodes = Nodes("dpmpp_2m", start=levels[0])
+    nodes = SigmaNodes("dpmpp_2m", start=levels[0])
     for i, t, s, scale in steps(levels):
         gain = 1.0 - s / t
         b = [gain]
@@ -72,7 +72,7 @@ def dpmpp_2m(levels: list[float]) -> Nodes:
 
 def dpmpp_2m_sde(
     levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0, solver_type: str = "midpoint"
-) -> Nodes:
+) -> SigmaNodes:
     """The SDE form of DPM-Solver++(2M): k-diffusion's sample_dpmpp_2m_sde.
 
     With h' = (1 + eta) h: x_s = e^{-h'} x_t + (1 - e^{-h'}) D + g (D - D_1) h / h_1 + noise, g =
@@ -80,7 +80,7 @@ def dpmpp_2m_sde(
     """
     eta, s_noise = noise_options(eta, s_noise)
     _checks.require_choice("solver_type", solver_type, ("midpoint", "heun"))
-    nodes = Nodes("dpmpp_2m_sde", start=levels[0])
+    nodes = SigmaNodes("dpmpp_2m_sde", start=levels[0])
     for i, t, s, scale in steps(levels):
         if s == 0.0:
             nodes.add_euler(i, t, s, scale=scale)
@@ -98,7 +98,7 @@ def dpmpp_2m_sde(
     return nodes
 
 
-def dpmpp_3m_sde(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> Nodes:
+def dpmpp_3m_sde(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0) -> SigmaNodes:
     """The third-order multistep SDE solver: k-diffusion's sample_dpmpp_3m_sde.
 
     With h' = (1 + eta) h, p = 1 - (1 - e^{-h'}) / h', q = p / h' - 1/2, r_k = h_k / h and divided
@@ -107,7 +107,7 @@ def dpmpp_3m_sde(levels: list[float], *, eta: float = 1.0, s_noise: float = 1.0)
     - q (d_0 - d_1) / (r_1 + r_2) + noise; p d_0 alone in the second step.
     """
     eta, s_noise = noise_options(eta, s_noise)
-    nodes = Nodes("dpmpp_3m_sde", start=levels[0])
+    nodes = SigmaNodes("dpmpp_3m_sde", start=levels[0])
     for i, t, s, scale in steps(levels):
         if s == 0.0:
             nodes.add_euler(i, t, s, scale=scale)

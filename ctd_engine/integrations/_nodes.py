@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from ctd_engine import _checks
+from ctd_engine._fold import banded
 from ctd_engine._table import SolverTable
 
 __all__ = [
     "START",
     "Draw",
-    "Nodes",
+    "SigmaNodes",
     "noise_options",
-    "posterior_std",
     "require_levels",
+    "std_between",
     "steps",
 ]
 
@@ -42,7 +43,7 @@ class Draw:
 
 
 @dataclass
-class Nodes:
+class SigmaNodes:
     """The nodes of a solver, collected in order.
 
     Args:
@@ -112,15 +113,15 @@ class Nodes:
         """The table; the sample lies at level `end`, `time_as_input` as in `SolverTable`."""
         if clip_x0 is not None:
             clip_x0 = _checks.require_float("clip_x0", clip_x0, above=0.0)
-        order = max(map(len, (*self.a, *self.b)))
+        a, b = banded(self.a, self.b)
         count = len(self.levels)
         levels = _vector([*self.levels, end])
         return SolverTable(
             name=self.name,
             prediction="x0",
             num_steps=self.step_of[-1] + 1,
-            A=_padded(self.a, order),
-            B=_padded(self.b, order),
+            A=a,
+            B=b,
             C=_vector(self.c),
             P=_vector([0.0] * count),
             Q=_vector([1.0] * count),
@@ -135,12 +136,8 @@ class Nodes:
         )
 
 
-def _vector(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+def _vector(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _padded(rows: Sequence[Sequence[float]], order: int) -> Tensor:
-    return _vector([[*row, *[0.0] * (order - len(row))] for row in rows])
 
 
 def require_levels(name: str, values: Sequence[float]) -> list[float]:
@@ -163,15 +160,18 @@ def require_levels(name: str, values: Sequence[float]) -> list[float]:
     return levels
 
 
-def posterior_std(sigma: float, sigma_next: float) -> float:
-    """Standard deviation of q(x_next | x, x0): what the error of a point is judged by."""
+def std_between(sigma: float, sigma_next: float) -> float:
+    """Standard deviation of q(x_next | x, x0), by which the error of a point is judged.
+
+    `_fold.posterior_std` for one step with alpha = 1.
+    """
     return sigma_next / sigma * math.sqrt(max(sigma**2 - sigma_next**2, 0.0))
 
 
 def steps(levels: list[float]) -> Iterator[tuple[int, float, float, float]]:
-    """Every step, the level it leaves, the level it reaches, and `posterior_std` of the two."""
+    """Every step, the level it leaves, the level it reaches, and `std_between` of the two."""
     for i, (t, s) in enumerate(pairwise(levels)):
-        yield i, t, s, posterior_std(t, s)
+        yield i, t, s, std_between(t, s)
 
 
 def noise_options(eta: float, s_noise: float) -> tuple[float, float]:

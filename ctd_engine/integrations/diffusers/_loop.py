@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ctd_engine._table import SolverTable
-from ctd_engine.integrations.diffusers._as_set import table_as_set
 from ctd_engine.integrations.diffusers._calls import ModelCall, output_shape
 from ctd_engine.integrations.diffusers._mix import Mix, probe, read_mix, read_weights
 from ctd_engine.integrations.diffusers._path import (
@@ -26,6 +25,7 @@ from ctd_engine.integrations.diffusers._places import Places
 from ctd_engine.integrations.diffusers._row_model import RowModel
 from ctd_engine.integrations.diffusers._step_noise import StepNoise
 from ctd_engine.integrations.diffusers._stretch import cut, data_estimate, looking_back
+from ctd_engine.integrations.diffusers.tables import table_as_set
 from ctd_engine.result import SampleStats
 from ctd_engine.sampler import ParallelSampler
 

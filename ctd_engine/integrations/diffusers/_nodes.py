@@ -9,14 +9,14 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from ctd_engine._fold import posterior_std, raw_coefficients
+from ctd_engine._fold import banded, posterior_std, raw_coefficients
 from ctd_engine._grid import Grid
 from ctd_engine._output_rule import OutputRule
 from ctd_engine._table import SolverTable
 
 __all__ = [
-    "Nodes",
     "Number",
+    "X0Nodes",
     "bounded",
     "bounds",
     "prediction_of",
@@ -41,7 +41,7 @@ PREDICTIONS = {
 
 
 @dataclass
-class Nodes:
+class X0Nodes:
     """The nodes of a table in order, written in x0.
 
     Args:
@@ -93,11 +93,7 @@ class Nodes:
         """The table, whose sample has signal `alpha` and noise `sigma`."""
         v = self._values
         count = len(v["c"])
-        order = max(map(len, (*v["a"], *v["b"])))
-        a, b = (
-            _vector([[*row, *[0.0] * (order - len(row))] for row in rows])
-            for rows in (v["a"], v["b"])
-        )
+        a, b = banded(v["a"], v["b"])
         p, q = _vector(v["p"]), _vector(v["q"])
         raw_a, raw_b = raw_coefficients(a, b, p, q)
         alphas = _vector([*v["alpha"], float(alpha)])

@@ -16,8 +16,8 @@ from ctd_engine import _checks
 from ctd_engine._output_rule import OutputRule
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers._nodes import (
-    Nodes,
     Number,
+    X0Nodes,
     bounded,
     bounds,
     prediction_of,
@@ -50,7 +50,7 @@ def ddpm(scheduler: Any) -> SolverTable:
     """
     config = scheduler.config
     kind = require(config, "variance_type", VARIANCES, "use one of them")
-    nodes = Nodes("ddpm", prediction_of(config, PREDICTIONS))
+    nodes = X0Nodes("ddpm", prediction_of(config, PREDICTIONS))
     low, high = [], []
     for t, a_t, a_s, is_last in _pairs(scheduler, torch.tensor(1.0)):
         b_t, b_s = 1 - a_t, 1 - a_s
@@ -95,7 +95,7 @@ def ddim(
     if eta > 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta:g}")
     config = scheduler.config
-    nodes = Nodes("ddim", prediction_of(config, PREDICTIONS))
+    nodes = X0Nodes("ddim", prediction_of(config, PREDICTIONS))
     remainder = []
     end = scheduler.final_alpha_cumprod
     pairs = _pairs(scheduler, end)

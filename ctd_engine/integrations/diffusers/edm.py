@@ -6,14 +6,20 @@ from typing import Any
 
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers._multistep import multistep
-from ctd_engine.integrations.diffusers._nodes import Nodes, Number, bounded, prediction_of, require
+from ctd_engine.integrations.diffusers._nodes import (
+    Number,
+    X0Nodes,
+    bounded,
+    prediction_of,
+    require,
+)
 
 __all__ = ["edm_dpmsolver", "edm_euler"]
 
 
 def edm_euler(scheduler: Any) -> SolverTable:
     """EDMEulerScheduler: x + (s_s - s_t) (x - x0) / s_t, without churn."""
-    nodes, sigmas = Nodes("edm_euler", _prediction(scheduler.config)), scheduler.sigmas
+    nodes, sigmas = X0Nodes("edm_euler", _prediction(scheduler.config)), scheduler.sigmas
     for i, time in enumerate(scheduler.timesteps):
         s_t, s_s = sigmas[i], sigmas[i + 1]
         slope = float(s_s - s_t) / float(s_t)
@@ -26,7 +32,7 @@ def edm_dpmsolver(scheduler: Any) -> SolverTable:
     config, sigmas = scheduler.config, scheduler.sigmas
     if config.algorithm_type == "sde-dpmsolver++":
         require(config, "solver_order", (1, 2), 'algorithm_type "dpmsolver++" has order 3 too')
-    nodes = Nodes("edm_dpmsolver", _prediction(config))
+    nodes = X0Nodes("edm_dpmsolver", _prediction(config))
     # integer 1, as in the scheduler: its logarithm is float32
     levels = [(1, sigma) for sigma in sigmas]
     for i, step in enumerate(multistep(config, levels)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ctd_engine._table import SolverTable
-from ctd_engine.integrations.diffusers._nodes import Nodes
+from ctd_engine.integrations.diffusers._nodes import X0Nodes
 
 __all__ = ["flow_euler"]
 
@@ -17,7 +17,7 @@ def flow_euler(scheduler: Any) -> SolverTable:
     1 - t, rising, and the model returns x0 - eps.
     """
     config = scheduler.config
-    nodes = Nodes("flow_euler", "flow_prediction")
+    nodes = X0Nodes("flow_euler", "flow_prediction")
     sigmas = scheduler.sigmas
     sign = -1.0 if config.invert_sigmas else 1.0
 

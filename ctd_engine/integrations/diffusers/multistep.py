@@ -7,7 +7,7 @@ from typing import Any
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers._multistep import multistep
 from ctd_engine.integrations.diffusers._nodes import (
-    Nodes,
+    X0Nodes,
     bounded,
     prediction_of,
     refuse_epsilon_of_pure_noise,
@@ -32,7 +32,7 @@ def dpmsolver(scheduler: Any) -> SolverTable:
     prediction = prediction_of(config, ("epsilon", "sample", "v_prediction", "flow_prediction"))
     refuse_epsilon_of_pure_noise(config, sigmas)
     levels = vp_levels(config, sigmas)
-    nodes = Nodes("dpmsolver", prediction)
+    nodes = X0Nodes("dpmsolver", prediction)
     for i, step in enumerate(multistep(config, levels)):
         p, q = data(config, sigmas[i], *levels[i])
         alpha, sigma = levels[i]

@@ -12,8 +12,8 @@ import torch
 
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers._nodes import (
-    Nodes,
     Number,
+    X0Nodes,
     bounded,
     prediction_of,
     refuse_epsilon_of_pure_noise,
@@ -71,10 +71,10 @@ def heun(scheduler: Any) -> SolverTable:
     )
 
 
-def _begin(name: str, scheduler: Any, others: tuple[str, ...]) -> Nodes:
+def _begin(name: str, scheduler: Any, others: tuple[str, ...]) -> X0Nodes:
     prediction = prediction_of(scheduler.config, ("epsilon", "v_prediction", *others))
     refuse_epsilon_of_pure_noise(scheduler.config, scheduler.sigmas)
-    return Nodes(name, prediction)
+    return X0Nodes(name, prediction)
 
 
 def _model(config: Any, s_t: Number) -> dict[str, Number]:

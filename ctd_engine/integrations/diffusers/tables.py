@@ -10,7 +10,7 @@ from ctd_engine import _checks
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers import ddpm, edm, flow, multistep, sigma_space, unipc
 
-__all__ = ["FAMILIES", "solver_table"]
+__all__ = ["FAMILIES", "solver_table", "table_as_set"]
 
 # by class name, so that diffusers itself is never imported
 FAMILIES: dict[str, Callable[..., SolverTable]] = {
@@ -76,6 +76,16 @@ def solver_table(
                 "DDIMScheduler"
             )
     return family(own, **{k: v for k, v in step_options.items() if k in known})
+
+
+def table_as_set(scheduler: Any, **step_options: Any) -> SolverTable:
+    """As `solver_table`, of the timesteps that the scheduler holds and the options of its step."""
+    family = _family(scheduler)
+    known = inspect.signature(family).parameters
+    for name, value in step_options.items():
+        if name not in known:
+            raise ValueError(f"{type(scheduler).__name__} has no {name}, got {value!r}")
+    return family(scheduler, **step_options)
 
 
 def _family(scheduler: Any) -> Callable[..., SolverTable]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from ctd_engine._table import SolverTable
 from ctd_engine.integrations.diffusers._multistep import in_x0, log_ratio, usable_order
 from ctd_engine.integrations.diffusers._nodes import (
-    Nodes,
     Number,
+    X0Nodes,
     bounded,
     prediction_of,
     refuse_epsilon_of_pure_noise,
@@ -48,7 +48,7 @@ def unipc(scheduler: Any) -> SolverTable:
             "thresholding with predict_x0=False is ignored by UniPCMultistepScheduler; set "
             "thresholding=False, or predict_x0=True"
         )
-    nodes = Nodes("unipc", prediction)
+    nodes = X0Nodes("unipc", prediction)
     step = _Step(config, levels)
     orders = [
         usable_order(step.lambdas, i, _order(config, i, len(levels) - 1, sigmas))
