@@ -50,8 +50,9 @@ class ParallelSampler(SamplerBase):
             num_steps, prediction, time and clip_x0.
         num_steps: solver steps N, or the nodes themselves, a `schedules.Grid`.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
-        time: the model's time input: None (the schedule's own), "timestep", "logsnr", "sigma",
-            "c_noise" or "flow".
+        time: the model's time input: None (the schedule's own), "timestep", "index" (the nearest
+            whole timestep), "logsnr", "sigma", "c_noise" or "flow". A sampler tells all of them as
+            floats: a model that looks its timestep up takes `t.long()`.
         clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None does not clip.
         window_size: points per window; "auto" measures the model, predicts the fastest window (see
             `plan`) and lets each sample's window follow its own advance. Times differ from run to

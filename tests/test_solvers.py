@@ -224,6 +224,15 @@ def test_last_step_is_finite_and_free_of_noise(solver, schedule, num_steps):
     assert float(table.B_x0[-1, 0]) == pytest.approx(1.0, abs=1e-12)
 
 
+def test_time_index_is_the_nearest_timestep():
+    schedule = schedules.linear_beta()
+    logsnr = (0.7 * schedule.logsnrs[1:] + 0.3 * schedule.logsnrs[:-1])[::100].flip(0)
+    between = schedules.Grid(*schedule.alpha_sigma(logsnr), logsnr, logsnr[:-1])
+    table = solvers.ddim(schedule, between, time="index")
+    assert table.model_time.dtype == torch.float64
+    assert table.model_time.tolist() == [901 - 100 * i for i in range(9)]
+
+
 def test_clipping_is_applied_to_x0():
     """Clipped DDPM: eq. 7 of Ho et al. with x0 clipped, as their code does."""
     bar, (x, noise) = bars(), draws(N)
