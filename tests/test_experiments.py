@@ -10,7 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from ctd_engine import ContrastiveDiffusionLoss, DenoisingLoss, schedules, solvers
+from ctd_engine import (
+    ContrastiveDiffusionLoss,
+    DenoisingLoss,
+    ParallelSampler,
+    schedules,
+    solvers,
+)
 from ctd_engine.cli import main
 from ctd_engine.exact import MixtureModel
 from ctd_engine.experiments import evaluate, runner, train
@@ -192,7 +198,7 @@ def test_all_losses_get_the_same_noise_and_parallel_agrees():
     assert torch.allclose(first.samples, other.samples, atol=1e-5)
     assert other.rounds <= 12 < other.evaluations
     # other batches change nothing
-    evaluate_rows, evaluate._ROWS = evaluate._ROWS, 10
+    evaluate_rows, evaluate._ROWS = evaluate._ROWS, 4
     try:
         parts = evaluate.draw(model, problem, sequential, 0)
     finally:
@@ -201,14 +207,20 @@ def test_all_losses_get_the_same_noise_and_parallel_agrees():
     assert not torch.equal(first.samples, evaluate.draw(model, problem, sequential, 1).samples)
 
 
-def test_lockstep_is_the_published_sampler():
+def test_lockstep_is_the_published_sampler(monkeypatch):
     experiment = tiny("shapes")
     problem = make_problem("moons", experiment, 0)
-    model = train.train(problem, experiment, experiment.losses[0], 0, [4])[4].model
-    settings = replace(experiment.samplers[1], lockstep=True)
-    drawn = evaluate.draw(model, problem, settings, 0)
-    # one window for all: all samples end in the same round
-    assert drawn.rounds == round(drawn.rounds)
+    told = []
+
+    def make(*arguments, **options):
+        told.append(options)
+        return ParallelSampler(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "ParallelSampler", make)
+    for lockstep in (False, True):
+        settings = replace(experiment.samplers[1], lockstep=lockstep)
+        evaluate.draw(lambda x, t: torch.zeros_like(x), problem, settings, 0)
+    assert [(o["lockstep"], o["guess"]) for o in told] == [(False, "predicted"), (True, "copy")]
 
 
 def exact_model(num_steps=1000):
@@ -249,6 +261,12 @@ def test_asked_errors_count_what_a_sampler_asks():
     assert torch.allclose(out, exact(on_path, t) + 0.5)
     assert asked.summary()["asked"] == pytest.approx(0.5, rel=1e-3)
     assert asked.summary()["share_off_path"] < 0.02
+    # at some levels, the mixture's own density tells
+    grid = torch.linspace(-8.0, 8.0, 161, dtype=torch.float64)[:, None]
+    for step in (0, 200, 300, 400, 999):
+        density = mixture.noised(float(schedules.linear_beta().logsnrs[step])).log_density(grid)
+        expected = density < density.max() + math.log(1e-3)
+        assert torch.equal(asked._is_off_path(grid, torch.full((161,), step)), expected)
     asked(torch.full((400, 1), 20.0), t)
     assert 0.5 <= asked.summary()["share_off_path"] < 0.51
 

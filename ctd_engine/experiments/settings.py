@@ -71,10 +71,17 @@ class Experiment:
     has_score_errors: bool = False
 
 
-def _losses(batch_size: int, zeta: tuple[float, float] | None) -> tuple[LossSettings, ...]:
+def _losses(
+    batch_size: int, num_points: int, zeta: tuple[float, float] | None
+) -> tuple[LossSettings, ...]:
     """Plain denoising, the published contrastive loss, and ours; both with as many model rows."""
     common = LossSettings(
-        "common", contrastive_weight=0.02, temperature=5.0, num_draws=2, zeta=zeta
+        "common",
+        contrastive_weight=0.02,
+        num_points=num_points,
+        num_draws=2,
+        temperature=5.0,
+        zeta=zeta,
     )
     independent = replace(
         common,
@@ -97,7 +104,7 @@ def _samplers(ddpm: int, ddim: int, parallel: int) -> tuple[SamplerSettings, ...
     )
 
 
-_SHAPE_LOSSES = _losses(256, zeta=(-3.0, 5.0))
+_SHAPE_LOSSES = _losses(256, num_points=10, zeta=(-3.0, 5.0))
 _COMMON = _SHAPE_LOSSES[2]
 # in 2D the published code draws both log-SNRs from a logistic of scale 3 around the data's, takes
 # 2 points of a batch with as many draws as the batch has points, and weighs the denoising errors
@@ -118,7 +125,7 @@ EXPERIMENTS = {
         name="1d",
         problems=("two_gaussians",),
         # the same range, shifted by the logarithm of the data's variance, 26
-        losses=_losses(256, zeta=(-6.0, 2.0)),
+        losses=_losses(256, num_points=12, zeta=(-6.0, 2.0)),
         samplers=_samplers(ddpm=2000, ddim=2000, parallel=200),
         steps=3000,
         batch_size=256,
@@ -139,7 +146,7 @@ EXPERIMENTS = {
     "digits": Experiment(
         name="digits",
         problems=("digits",),
-        losses=_losses(64, zeta=None),
+        losses=_losses(64, num_points=3, zeta=None),
         samplers=_samplers(ddpm=100, ddim=400, parallel=40),
         steps=1000,
         batch_size=64,
@@ -157,6 +164,7 @@ EXPERIMENTS = {
             replace(_SHAPE_LOSSES[1], name="weight 1:1", contrastive_weight=2.0),
             _COMMON,
             replace(_COMMON, name="temperature 1", temperature=1.0),
+            replace(_COMMON, name="weight 0.01", contrastive_weight=0.01),
             replace(_COMMON, name="weight 0.2", contrastive_weight=0.2),
             replace(_COMMON, name="wide", zeta=_WIDE, alpha=(0.0, 3.0, 3.0)),
         ),
