@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ctd_engine._coefficients import bound_rule, solver_coefficients
 from ctd_engine._request import Request, SamplerBase
-from ctd_engine._trajectory import bound_rule, solver_coefficients
 from ctd_engine.ops.picard_update.reference import banded_step, combine_guidance, data_prediction
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats, StopReason
 

@@ -14,13 +14,14 @@ import torch
 
 from ctd_engine import _checks
 from ctd_engine._auto_window import follow, make_plan
+from ctd_engine._coefficients import METHODS
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
 from ctd_engine._rounds import REASONS, Outcome, RoundSettings, run_rounds
 from ctd_engine._sequential import SequentialSampler
-from ctd_engine._trajectory import GUESSES, METHODS
+from ctd_engine._trajectory import GUESSES
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
@@ -51,8 +52,7 @@ class ParallelSampler(SamplerBase):
         num_steps: solver steps N, or the nodes themselves, a `schedules.Grid`.
         prediction: what the model returns: "epsilon", "x0", "v", "flow" or "edm".
         time: the model's time input: None (the schedule's own), "timestep", "index" (the nearest
-            whole timestep), "logsnr", "sigma", "c_noise" or "flow". A sampler tells all of them as
-            floats: a model that looks its timestep up takes `t.long()`.
+            whole timestep, as a float), "logsnr", "sigma", "c_noise" or "flow".
         clip_x0: clip the data prediction to [-clip_x0, clip_x0]; None does not clip.
         window_size: points per window; "auto" measures the model, predicts the fastest window (see
             `plan`) and lets each sample's window follow its own advance. Times differ from run to
@@ -135,6 +135,7 @@ class ParallelSampler(SamplerBase):
             raise ValueError('lockstep needs a fixed window_size, got "auto"')
         resolve(backend, torch.empty(0, device=self.device))
         nodes = self.table.num_nodes
+        max_rounds = nodes if max_rounds is None else max_rounds
         if not isinstance(window_size, str):
             # a window can hold no more than all nodes
             window_size = min(_checks.require_int("window_size", window_size, minimum=1), nodes)
@@ -148,11 +149,7 @@ class ParallelSampler(SamplerBase):
             method=method,
             guess=guess,
             max_rows=_checks.require_int("max_rows", max_rows, minimum=1),
-            max_rounds=(
-                nodes
-                if max_rounds is None
-                else _checks.require_int("max_rounds", max_rounds, minimum=1)
-            ),
+            max_rounds=_checks.require_int("max_rounds", max_rounds, minimum=1),
             lockstep=bool(lockstep),
             dtype=self.dtype,
             model_dtype=self.model_dtype,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,7 +90,7 @@ def ddpm(
         alpha_s, sigma_s = table.alpha[1:], table.sigma[1:]
         beta = (sigma_t.square() - (alpha_t / alpha_s * sigma_s).square()).clamp(min=0.0)
         c = torch.where(sigma_s > 0, beta.sqrt(), 0.0)
-    return _replace(table, name="ddpm", C=c)
+    return replace(table, name="ddpm", C=c)
 
 
 def euler(
@@ -100,7 +101,7 @@ def euler(
     d = (x - x0) / sigma per unit of sigma; the same numbers as DDIM with eta = 0. Arguments as
     `ddim`, without eta.
     """
-    return _replace(ddim(schedule, num_steps, eta=0.0, **options), name="euler")
+    return replace(ddim(schedule, num_steps, eta=0.0, **options), name="euler")
 
 
 def euler_ancestral(
@@ -258,20 +259,8 @@ def flow_euler(
     options.setdefault("prediction", "flow")
     grid = schedule.grid(num_steps)
     a, b = _one_step(grid.sigma[1:], grid)
-    return fold(
-        "flow_euler",
-        schedule,
-        grid,
-        a,
-        b,
-        torch.zeros(grid.num_steps, dtype=torch.float64),
-        **options,
-    )
-
-
-def _replace(table: SolverTable, **changes: Any) -> SolverTable:
-    fields = {name: getattr(table, name) for name in table.__dataclass_fields__}
-    return SolverTable(**{**fields, **changes})
+    c = torch.zeros(grid.num_steps, dtype=torch.float64)
+    return fold("flow_euler", schedule, grid, a, b, c, **options)
 
 
 SOLVERS: dict[str, Callable[..., SolverTable]] = {

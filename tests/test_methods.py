@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctd_engine import ParallelSampler, SequentialSampler
-from ctd_engine._trajectory import DATA_STD, picard_slopes
+from ctd_engine._coefficients import DATA_STD, picard_slopes
 from ctd_engine.exact import MixtureModel
 from small_problems import IDS, PROBLEMS, SHAPE, table_of
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ctd_engine import ParallelSampler, SequentialSampler, schedules, solvers
+from ctd_engine._coefficients import bound_rule
 from ctd_engine._graphs import WaitFinder
 from ctd_engine._output_rule import OutputRule
-from ctd_engine._trajectory import bound_rule
 from ctd_engine.noise import philox_normal
 from ruled_tables import NUM_STEPS, RULES, SHAPE, RuledModel, ruled
 

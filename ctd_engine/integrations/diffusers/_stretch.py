@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctd_engine._coefficients import bound_rule
 from ctd_engine._table import SolverTable
-from ctd_engine._trajectory import bound_rule
 from ctd_engine.ops.picard_update.reference import data_prediction
 
 __all__ = ["cut", "data_estimate", "looking_back"]
