@@ -138,6 +138,10 @@ def save_bars(path: Path, report: dict[str, Any], sampler: str) -> None:
             )
         axis.set_xticks(place.numpy(), [p.replace("_", "\n") for p in problems], fontsize=8)
         axis.set_title(f"{metric.replace('_', ' ')}, {sampler}", fontsize=10)
-    axes[0][0].legend(fontsize=7, frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper center", ncols=len(columns), fontsize=8, frameon=False
+    )
+    figure.subplots_adjust(top=0.8)
     figure.savefig(path, dpi=90, bbox_inches="tight")
     pyplot.close(figure)
