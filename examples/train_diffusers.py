@@ -89,6 +89,11 @@ def main() -> None:
     model, optimizer, loader, lr_scheduler = accelerator.prepare(
         model, optimizer, loader, lr_scheduler
     )
+    if len(loader) == 0:
+        raise SystemExit(
+            f"--batch-size {args.batch_size} in each of {accelerator.num_processes} processes is "
+            f"more than the {len(images)} images of {args.data}; lower it"
+        )
 
     schedule = schedules.from_alphas_cumprod(noise_scheduler.alphas_cumprod)
     prediction = PREDICTIONS[args.prediction_type]

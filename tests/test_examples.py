@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, EXAMPLES / script, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
@@ -23,8 +23,6 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def test_train_diffusers(tmp_path: Path) -> None:
@@ -34,6 +32,7 @@ def test_train_diffusers(tmp_path: Path) -> None:
     tiny = "--data digits --batch-size 16 --channels 8 --samples 3 --inference-steps 2 --steps 3"
     settings = "--prediction-type v_prediction --gradient-accumulation-steps 2"
     done = run("train_diffusers.py", "--out", str(out), *tiny.split(), *settings.split())
+    assert done.returncode == 0, done.stderr[-3000:]
     assert "3/3" in done.stderr
     assert "contrastive=" in done.stderr
     weights = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
@@ -43,3 +42,12 @@ def test_train_diffusers(tmp_path: Path) -> None:
     index = json.loads((out / "model_index.json").read_text())
     assert index["_class_name"] == "DDPMPipeline"
     assert (out / "samples.png").stat().st_size > 500
+
+
+def test_train_diffusers_says_when_a_batch_is_more_than_the_data(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("diffusers")
+    tiny = "--data digits --batch-size 2000 --channels 8 --steps 1"
+    done = run("train_diffusers.py", "--out", str(tmp_path / "pipeline"), *tiny.split())
+    assert done.returncode == 1
+    assert "--batch-size 2000 in each of 1 processes is more than the 1797 images" in done.stderr
