@@ -35,7 +35,8 @@ def calibration_curve(posterior: Tensor, truth: Tensor, num_bins: int = 10) -> C
         P the sum of a point's probabilities in a bin, its true class is there with probability P.
 
     Raises:
-        ValueError: for wrong shapes or fewer than 1 bin.
+        ValueError: for wrong shapes, fewer than 1 bin, probabilities outside [0, 1] or NaN, and a
+            truth that is no class.
     """
     if posterior.dim() != 2 or truth.shape != posterior.shape[:1]:
         raise ValueError(
@@ -44,8 +45,18 @@ def calibration_curve(posterior: Tensor, truth: Tensor, num_bins: int = 10) -> C
         )
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
-    p = posterior.to("cpu", torch.float64)
-    is_true = torch.zeros_like(p).scatter_(1, truth.to("cpu", torch.int64)[:, None], 1.0)
+    p, true_class = posterior.to("cpu", torch.float64), truth.to("cpu", torch.int64)
+    if not bool(((p >= 0.0) & (p <= 1.0 + 1e-6)).all()):
+        raise ValueError(
+            "posterior must hold probabilities in [0, 1], got others or NaN; they are NaN where "
+            "the model's output is not finite"
+        )
+    if not bool(((true_class >= 0) & (true_class < p.shape[1])).all()):
+        raise ValueError(
+            f"truth must be in 0 .. {p.shape[1] - 1}, the classes of posterior, got "
+            f"{int(true_class.min())} to {int(true_class.max())}"
+        )
+    is_true = torch.zeros_like(p).scatter_(1, true_class[:, None], 1.0)
     index = (p * num_bins).long().clamp_max(num_bins - 1)
     # per point and bin, [K, bins]
     empty = p.new_zeros(len(p), num_bins)

@@ -181,7 +181,7 @@ def alpha_from_data(data: Tensor, *, clip: float = 4.0) -> TruncatedLogistic:
         The distribution to pass as `alpha`.
 
     Raises:
-        ValueError: if there are fewer than two samples or they do not vary.
+        ValueError: if there are fewer than two samples, they do not vary or are not finite.
     """
     logs = _variances(data).log()
     spread = float(logs.var(unbiased=False)) * 3.0 / math.pi**2
@@ -216,7 +216,7 @@ def zeta_from_data(data: Tensor) -> Uniform:
         The distribution to pass as `zeta`.
 
     Raises:
-        ValueError: if there are fewer than two samples or they do not vary.
+        ValueError: if there are fewer than two samples, they do not vary or are not finite.
     """
     precisions = 1.0 / _variances(data)
     return Uniform(
@@ -244,6 +244,8 @@ def _variances(data: Tensor) -> Tensor:
             f"data must have shape [num_samples >= 2, *shape], got {tuple(data.shape)}"
         )
     flat = data.detach().flatten(1).to("cpu", torch.float64)
+    if not bool(flat.isfinite().all()):
+        raise ValueError("data must be finite, got NaN or infinity; leave such samples out")
     centred = flat - flat.mean(0)
     # the smaller of the two products has the same eigenvalues
     product = centred.T @ centred if len(flat) > flat.shape[1] else centred @ centred.T

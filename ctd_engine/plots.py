@@ -158,8 +158,11 @@ def save_score_errors(path: Path, maps: Mapping[str, ScoreErrors]) -> None:
     paper's figure 1 (arXiv 2407.08946).
 
     Raises:
-        ValueError: for points of more than 2 dimensions, or maps of different numbers of panels.
+        ValueError: for no maps, points of more than 2 dimensions, maps of different numbers of
+            panels, or errors that are not finite.
     """
+    if not maps:
+        raise ValueError("maps must hold at least one map, got none")
     first = next(iter(maps.values()))
     num_dimensions = first.points[0].numel()
     if num_dimensions > 2 or any(
@@ -167,6 +170,12 @@ def save_score_errors(path: Path, maps: Mapping[str, ScoreErrors]) -> None:
         for m in maps.values()
     ):
         raise ValueError("maps must be of points in 1D or 2D, all with as many log-SNRs")
+    for title, errors in maps.items():
+        if not bool(errors.noise.isfinite().all()):
+            raise ValueError(
+                f'maps["{title}"] must hold finite errors, got NaN or infinity; the model may have '
+                "diverged in training"
+            )
     pyplot = _pyplot()
     rows, columns = (1, len(maps)) if num_dimensions == 1 else (len(maps), len(first.logsnrs))
     size = (1.0 + 4.2 * columns, 3.6 * rows)

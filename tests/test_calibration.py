@@ -118,6 +118,20 @@ def test_points_keep_their_conditioning_and_their_level() -> None:
             "num_bins must be at least 1, got 0",
         ),
         (
+            lambda: NoiseClassifier(lambda x, t: x * math.nan, wide_schedule()).calibration(
+                torch.zeros(2, 2), [1.0]
+            ),
+            r"posterior must hold probabilities in \[0, 1\], got others or NaN; they are NaN where",
+        ),
+        (
+            lambda: calibration_curve(torch.tensor([[1.5, -0.5]]), torch.zeros(1)),
+            r"posterior must hold probabilities in \[0, 1\]",
+        ),
+        (
+            lambda: calibration_curve(torch.ones(2, 2) / 2, torch.tensor([0, 2])),
+            r"truth must be in 0 .. 1, the classes of posterior, got 0 to 2",
+        ),
+        (
             lambda: NoiseClassifier(lambda x, t: x, wide_schedule()).calibration(
                 torch.zeros(2, 2), 1.0
             ),

@@ -170,6 +170,7 @@ def test_the_older_name_of_alpha_from_data() -> None:
         (lambda: alpha_from_data(torch.ones(5, 3)), "data must vary between samples"),
         (lambda: zeta_from_data(torch.zeros(3)), r"num_samples >= 2.*got \(3,\)"),
         (lambda: zeta_from_data(torch.ones(5, 3)), "data must vary between samples"),
+        (lambda: zeta_from_data(torch.eye(3) / 0.0), "data must be finite, got NaN or infinity"),
     ],
 )
 def test_rejects(make: Callable[[], object], match: str) -> None:

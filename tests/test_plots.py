@@ -77,6 +77,16 @@ def test_denoising_errors_have_bars(figures: list[Any], tmp_path: Path) -> None:
     np.testing.assert_allclose(bars[1], [[2.0, 2.75], [2.0, 3.25]])
 
 
+def test_rejects_no_maps_and_those_of_a_diverged_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="maps must hold at least one map, got none"):
+        plots.save_score_errors(tmp_path / "map.png", {})
+    good = score_errors(1, [0.0])
+    for value in (torch.nan, torch.inf):
+        bad = good._replace(noise=torch.full_like(good.noise, value))
+        with pytest.raises(ValueError, match=r'maps\["b"\] must hold finite errors, got NaN'):
+            plots.save_score_errors(tmp_path / "map.png", {"a": good, "b": bad})
+
+
 def test_rejects_maps_that_do_not_fit(tmp_path: Path) -> None:
     deep = ScoreErrors(torch.zeros(2, 3), torch.zeros(1), torch.zeros(1, 2), torch.zeros(1, 2))
     for maps in (
