@@ -3,7 +3,8 @@
 An ensemble of small MLPs, one per setting and seed, trains at once on mixtures whose score is
 known. Settings share their seeds' initial weights, batches and denoising noise, so that what is
 reported, an error divided by that of the denoising loss alone, is a paired comparison:
-geometric mean over the seeds and its standard error. Errors are mean squares per element at
+geometric mean over the seeds, ± the standard error of its logarithm (0.05 is 5 %). Errors are mean
+squares per element at
 
     path        x_t = alpha x + sigma eps, uniform timesteps
     noise x k   x_t = alpha x + k sigma eps: a state with less or more noise than the model is told
