@@ -71,12 +71,15 @@ class ContrastiveDiffusionLoss:
     delta itself, and the curved softplus then pulls the model towards a smaller spread, by about
     spread² / (8 T), instead of towards the right answer. A larger T weakens that; the loss stays
     positive and its slope in delta, sigmoid(y delta / T), between 0 and 1, and the scale of the
-    weight stays the same. docs/training.md has what we measured.
+    weight stays the same. The price: the term is least where delta is T times the true log ratio,
+    so that it pushes beyond the truth, against which the denoising term holds; hence the small
+    default weight. docs/training.md has what we measured.
 
     One call of the model evaluates B rows for the first term and 2 K n for the second: by default
-    7/6 the rows of a `DenoisingLoss` (more for batches below 24, which have 1 point), and at
-    most 1.5 times its time. With `common_random_numbers` both densities see the same noise, so that
-    what they have in common cancels; without, they are drawn separately, as in the published code.
+    7/6 the rows of a `DenoisingLoss` and at most 1.5 times its time (for batches below 24, which
+    have 1 point, 4 rows more). With `common_random_numbers` both densities see the same noise, so
+    that what they have in common cancels; without, they are drawn separately, as in the published
+    code.
 
     Args:
         schedule: the noise schedule to train on.
@@ -179,7 +182,8 @@ class ContrastiveDiffusionLoss:
 
         Args:
             model: `model(x_t, t, **cond)`, returning the shape of x_t.
-            x: data, `[B, *shape]`.
+            x: data, `[B, *shape]`, in float32 or better: half precision would round the noise of
+                a large zeta away. Autocast is for the model.
             generator: source of all random numbers; None uses PyTorch's global one.
             **cond: conditioning; tensors have one entry per sample, the rest is passed as it is.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctd_engine import schedules
-from ctd_engine._contrast import Contrast, Draws, Pairs, noise_share, noised_logsnr
+from ctd_engine._contrast import Contrast, Draws, Pairs, Query, noise_share, noised_logsnr
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic, Uniform
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
 from gaussian_problem import (
@@ -321,6 +321,31 @@ def test_temperature_lowers_the_bias_of_few_draws() -> None:
     # the model is too timid: a draw alone pushes it the wrong way at 1, and the right way at 5
     assert right_1 + bias_1 - 4 * error_1 > 0 > right_1
     assert right_5 + bias_5 + 4 * error_5 < 0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_the_term_is_least_at_temperature_times_the_log_ratio(temperature: float) -> None:
+    """Labels drawn with log odds -r; a constant answer delta, judged by the term itself."""
+    ratio, num_points = 1.3, 20_000
+    share = 1.0 / (1.0 + math.exp(ratio))
+    y = torch.where(torch.arange(num_points) < round(share * num_points), 1.0, -1.0).double()
+    # one draw of weight 1 whose two errors differ by -2 delta, in one dimension
+    delta = torch.linspace(0.0, 10.0, 101, dtype=torch.float64)
+    eps = torch.zeros(num_points, 1, 1, dtype=torch.float64)
+    ones = torch.ones(num_points, 1, dtype=torch.float64)
+    draws = Draws(ones, ones, eps, eps)
+    row = torch.zeros(2 * num_points, dtype=torch.float64)
+    query = Query(row[:, None], row, row[:, None], row, torch.ones_like(row))
+    pairs = Pairs(draws, draws, ones, query)
+    estimate, losses = contrast(wide_schedule()), []
+    for value in delta:
+        out = torch.zeros(2, num_points, 1, dtype=torch.float64)
+        out[0] = (2.0 * value).sqrt()
+        loss, seen = estimate.reduce(pairs, out.view(-1, 1), y, temperature)
+        torch.testing.assert_close(seen[0], value)
+        losses.append(float(loss.mean()))
+    least = float(delta[int(torch.tensor(losses).argmin())])
+    assert least == pytest.approx(temperature * ratio, abs=0.1)
 
 
 def rows_of_a_call(batch: int, **options: Any) -> list[int]:

@@ -16,7 +16,7 @@ from ctd_engine.training import trainer as trainer_module
 from ctd_engine.training.checkpoint import load_checkpoint, read_checkpoint
 from ctd_engine.training.data import Dataset, load_data
 from ctd_engine.training.mlp import PointMLP
-from ctd_engine.training.trainer import TrainConfig, Trainer
+from ctd_engine.training.trainer import TrainConfig, Trainer, _config_from
 from ctd_engine.training.unet import SmallUNet
 
 SMALL = dict(batch_size=8, width=8, warmup=2)
@@ -30,6 +30,17 @@ def images(count=20):
 
 def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.ema.parameters()])
+
+
+def test_the_temperature_is_the_checkpoints(tmp_path):
+    path = tmp_path / "run.safetensors"
+    trainer = Trainer(images(), TrainConfig(steps=4, loss="contrastive", temperature=3.0, **SMALL))
+    assert trainer.loss.temperature == 3.0
+    trainer.save(path)
+    assert Trainer.resume(path, images()).loss.temperature == 3.0
+    # a run from before there was one went on with the paper's loss
+    before = {k: v for k, v in trainer.description()["train"].items() if k != "temperature"}
+    assert _config_from(before).temperature == 1.0
 
 
 @pytest.mark.parametrize("loss", ["denoising", "contrastive"])
@@ -252,6 +263,8 @@ def test_data_that_is_not_there(tmp_path):
         ({"loss": "l1"}, 'loss must be one of "denoising"'),
         ({"schedule": "quadratic"}, "schedule must be one of"),
         ({"contrastive_weight": -1.0}, "contrastive_weight must be >= 0"),
+        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"batch_size": 8, "num_points": 9}, "num_points must be at most batch_size, 8, got 9"),
     ],
     ids=str,
 )

@@ -27,6 +27,13 @@ _DEFAULT = TrainConfig()
 @click.option(
     "--contrastive-weight", type=float, default=_DEFAULT.contrastive_weight, show_default=True
 )
+@click.option(
+    "--temperature",
+    type=float,
+    default=_DEFAULT.temperature,
+    show_default=True,
+    help="Of the contrastive loss; 1 is the paper's.",
+)
 @click.option("--schedule", default=_DEFAULT.schedule, show_default=True, help="Noise schedule.")
 @click.option(
     "--prediction", default=_DEFAULT.prediction, show_default=True, help="What the model returns."
@@ -53,6 +60,7 @@ def train(
     lr: float,
     width: int,
     contrastive_weight: float,
+    temperature: float,
     schedule: str,
     prediction: str,
     ema_decay: float,
@@ -83,6 +91,7 @@ def train(
             lr=lr,
             loss=loss,
             contrastive_weight=contrastive_weight,
+            temperature=temperature,
             width=width,
             prediction=prediction,
             schedule=schedule,

@@ -37,8 +37,8 @@ class TrainConfig:
     `steps` optimiser steps of `batch_size`; learning rate `lr` after `warmup` steps, decayed to 0
     by a cosine (`lr_decay="none"` keeps it, so that any step is a fair place to stop); gradients
     clipped to norm `grad_clip`; weights averaged with `ema_decay`; labels replaced by the null
-    label with probability `label_dropout`; `contrastive_weight`, `num_points` and `num_draws` as in
-    `ContrastiveDiffusionLoss`.
+    label with probability `label_dropout`; `contrastive_weight`, `temperature`, `num_points` and
+    `num_draws` as in `ContrastiveDiffusionLoss`.
     """
 
     steps: int = 10_000
@@ -51,6 +51,7 @@ class TrainConfig:
     label_dropout: float = 0.1
     loss: str = "denoising"
     contrastive_weight: float = 0.01
+    temperature: float = 5.0
     num_points: int | None = None
     num_draws: int = 2
     width: int = 32
@@ -63,6 +64,11 @@ class TrainConfig:
             _checks.require_int(name, getattr(self, name), minimum=1)
         if self.num_points is not None:
             _checks.require_int("num_points", self.num_points, minimum=1)
+            if self.num_points > self.batch_size:
+                raise ValueError(
+                    f"num_points must be at most batch_size, {self.batch_size}, got "
+                    f"{self.num_points}"
+                )
         _checks.require_int("warmup", self.warmup, minimum=0)
         _checks.require_int("seed", self.seed, minimum=0)
         for name in ("lr", "grad_clip"):
@@ -71,6 +77,7 @@ class TrainConfig:
             if not 0.0 <= _checks.require_float(name, getattr(self, name)) < 1.0:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         _checks.require_float("contrastive_weight", self.contrastive_weight, minimum=0.0)
+        _checks.require_float("temperature", self.temperature, above=0.0)
         _checks.require_choice("loss", self.loss, LOSSES)
         _checks.require_choice("lr_decay", self.lr_decay, DECAYS)
         schedules.get(self.schedule)
@@ -261,7 +268,8 @@ def _config_from(values: Mapping[str, Any]) -> TrainConfig:
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"the checkpoint's training configuration has unknown entries {unknown}")
-    return TrainConfig(**values)
+    # what was written before there was a temperature trained with the paper's loss
+    return TrainConfig(**{"temperature": 1.0, **values})
 
 
 def _model_config(data: Dataset, config: TrainConfig) -> dict[str, Any]:
@@ -281,7 +289,8 @@ def _make_loss(
         schedule,
         prediction=config.prediction,
         contrastive_weight=config.contrastive_weight,
-        num_points=config.num_points and min(config.num_points, config.batch_size),
+        temperature=config.temperature,
+        num_points=config.num_points,
         num_draws=config.num_draws,
         # points: about [-3, 5] at their variance of 1; images: the paper's choice
         zeta=zeta_from_data(x) if x.dim() == 2 else None,
