@@ -163,6 +163,7 @@ EXPERIMENTS = {
             replace(_PUBLISHED, name="published, usual levels", levels=None),
             replace(_SHAPE_LOSSES[1], name="weight 1:1", contrastive_weight=2.0),
             _COMMON,
+            replace(_COMMON, name="common, even levels", levels=_WIDE),
             replace(_COMMON, name="temperature 1", temperature=1.0),
             replace(_COMMON, name="weight 0.01", contrastive_weight=0.01),
             replace(_COMMON, name="weight 0.2", contrastive_weight=0.2),
