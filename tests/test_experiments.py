@@ -354,7 +354,7 @@ def test_command(name, tmp_path, monkeypatch):
     second = CliRunner().invoke(main, arguments)
     assert second.exit_code == 0, second.output
     assert "wrote" in second.stdout
-    assert "relative to the first" in second.stdout
+    assert "## Squared MMD, ddpm" in second.stdout
     changed = CliRunner().invoke(main, [*arguments, "--steps", "7"])
     assert changed.exit_code == 2
     assert "steps is 1, this command asks for 7" in changed.stderr
