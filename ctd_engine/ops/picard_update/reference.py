@@ -128,7 +128,7 @@ def picard_update_reference_(
     if len(w.row_slot) == num_windows * length:
         # windows of one length: their rows are the rectangle already
         base, old, g = (
-            rows.view(num_windows, length, -1) for rows in (base_rows, old_rows, g_rows)
+            rows.view(num_windows, length, rows.shape[1]) for rows in (base_rows, old_rows, g_rows)
         )
         new, squares = picard_scan(base, old, g)
         x[w.row_slot, there] = new.view(old_rows.shape)
