@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from ctd_engine._grid_levels import GridLevels
 from ctd_engine._proposal import GivenZeta
-from ctd_engine._rows import draw_device, draw_normal, per_row
+from ctd_engine._rows import draw_device, draw_normal, noised, per_row
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
 from ctd_engine.parametrization import (
@@ -135,10 +135,8 @@ class Contrast:
             # the weight is that of the draw, wherever it is moved
             logsnr = self._grid.moved(logsnr, generator)
         eps = draw_normal((*shape, *z.shape[1:]), z, generator)
-        rows = eps.flatten(0, 1)
-        signal = per_row(torch.sigmoid(logsnr).sqrt().flatten(), rows)
-        noise = per_row(torch.sigmoid(-logsnr).sqrt().flatten(), rows)
-        z_rows = signal * z.to(eps.dtype).repeat_interleave(num_draws, 0) + noise * rows
+        x = z.to(eps.dtype).repeat_interleave(num_draws, 0)
+        z_rows = noised(x, eps.flatten(0, 1), logsnr.flatten())
         return Draws(logsnr, 1.0 / density, eps, z_rows.view(eps.shape))
 
     def query(self, z: Tensor, logsnr: Tensor) -> Query:

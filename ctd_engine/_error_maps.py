@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ctd_engine._contrast import Contrast
 from ctd_engine._moments import Estimate
-from ctd_engine._rows import Model, call_model, check_batch, draw_normal, per_row, repeat_cond
+from ctd_engine._rows import (
+    Model,
+    call_model,
+    check_batch,
+    draw_normal,
+    noised,
+    per_row,
+    repeat_cond,
+)
 from ctd_engine.parametrization import model_time
 
 if TYPE_CHECKING:
@@ -152,9 +160,7 @@ def denoising_errors(
             conditions = repeat_cond(cond, index, len(x))
             for row, level in enumerate(levels):
                 logsnr = level.to(eps.device).expand(len(eps))
-                signal = per_row(torch.sigmoid(logsnr).sqrt(), eps)
-                noise = per_row(torch.sigmoid(-logsnr).sqrt(), eps)
-                query = asker.query(signal * x[chunk] + noise * eps, logsnr)
+                query = asker.query(noised(x[chunk], eps, logsnr), logsnr)
                 out = call_model(model, query.input, query.time, x.dtype, conditions)
                 square = (eps - query.noise(out)).double().square().flatten(1).sum(1)
                 errors[row, chunk] += square / num_draws

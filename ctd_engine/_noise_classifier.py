@@ -23,7 +23,7 @@ from ctd_engine._rows import (
     check_batch,
     draw_device,
     draw_normal,
-    per_row,
+    noised,
     repeat_cond,
 )
 from ctd_engine.logsnr_distributions import LogSNRDistribution
@@ -201,9 +201,7 @@ class NoiseClassifier:
         # no noise at an infinite log-SNR
         level = torch.cat([candidates, candidates.new_tensor([math.inf])]).to(device)[truth]
         eps = draw_normal(tuple(x.shape), x, generator)
-        signal = per_row(torch.sigmoid(level).sqrt(), eps)
-        noise = per_row(torch.sigmoid(-level).sqrt(), eps)
-        z = (signal * x + noise * eps).to(x.dtype)
+        z = noised(x, eps, level).to(x.dtype)
         answer = self.predict(z, candidates, generator=generator, **cond)
         return calibration_curve(answer.posterior, truth, num_bins)
 

@@ -28,6 +28,15 @@ def draw_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator
     return torch.randn(shape, generator=generator, device=device, dtype=dtype).to(like.device)
 
 
+def noised(x: Tensor, eps: Tensor, logsnr: Tensor) -> Tensor:
+    """sqrt(sigmoid(logsnr)) x + sqrt(sigmoid(-logsnr)) eps for rows `[R, *shape]`, logsnr `[R]`.
+
+    The variance-preserving path, in the dtype of eps at least; x itself for logsnr = +inf.
+    """
+    signal = per_row(torch.sigmoid(logsnr).sqrt(), eps)
+    return signal * x + per_row(torch.sigmoid(-logsnr).sqrt(), eps) * eps
+
+
 def check_batch(x: Tensor, name: str = "x") -> None:
     """A batch of samples: floating point, at least one, at least one dimension each."""
     if not isinstance(x, Tensor):

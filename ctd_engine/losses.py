@@ -19,7 +19,7 @@ from ctd_engine._rows import (
     check_batch,
     draw_device,
     draw_normal,
-    per_row,
+    noised,
     repeat_cond,
 )
 from ctd_engine.logsnr_distributions import LogSNRDistribution, TruncatedLogistic
@@ -277,6 +277,4 @@ class ContrastiveDiffusionLoss:
         eps = draw_normal(tuple(x.shape), x, generator)
         # infinite log-SNR, that is no noise, for the data points
         level = torch.where(y > 0, torch.inf, zeta)
-        signal = per_row(torch.sigmoid(level).sqrt(), eps)
-        noise = per_row(torch.sigmoid(-level).sqrt(), eps)
-        return (signal * x + noise * eps).to(x.dtype), zeta, y.to(x.device)
+        return noised(x, eps, level).to(x.dtype), zeta, y.to(x.device)
