@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctd_engine import ParallelSampler, schedules, solvers
 from ctd_engine.exact import MixtureModel
-from ctd_engine.logsnr_distributions import logistic_from_data
+from ctd_engine.logsnr_distributions import alpha_from_data
 
 SCHEDULE = schedules.linear_beta()
 
@@ -25,7 +25,7 @@ class Problem:
         self.means, self.dim = means, means.shape[1]
         self.table = solvers.build("ddim", SCHEDULE, 50, prediction="epsilon", eta=0.0)
         self.exact = MixtureModel(self.table, means, self.std)
-        self.alpha = logistic_from_data(self.sample((4096,), torch.Generator().manual_seed(1)))
+        self.alpha = alpha_from_data(self.sample((4096,), torch.Generator().manual_seed(1)))
         self.probes = {
             name: (x.float(), level, weight, self.eps(x.double(), level).float())
             for name, (x, level, weight) in self._points(num_probes).items()

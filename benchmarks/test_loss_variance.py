@@ -69,7 +69,7 @@ def log_ratio(z: Tensor, variance: Tensor, zeta: float) -> Tensor:
 
 
 def alphas(variance: Tensor) -> dict[str, LogSNRDistribution]:
-    # `logistic_from_data` without the error of a finite number of samples
+    # `alpha_from_data` without the error of a finite number of samples
     logs = variance.log()
     scale = math.sqrt(1.0 + 3.0 * float(logs.var(correction=0)) / math.pi**2)
     return {
