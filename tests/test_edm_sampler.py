@@ -218,6 +218,18 @@ class _InFloat32:
         return self.net(x.float(), sigma.float(), labels)
 
 
+def test_only_calls_of_modules_are_recorded_for_later():
+    """A recording reads weights where they were, which a plain function cannot tell of."""
+    net = Net()
+    forms = []
+    for given in (net, net.forward):
+        sampler = edm.sampler(given, shape=(2, 4, 4), num_steps=3)
+        request = sampler._request(1, 0, None, None, None, None, None)
+        forms.append(request.denoiser.form)
+    assert forms[0] is not None
+    assert forms[1] is None
+
+
 def test_labels_and_guidance():
     """Guidance away from a label of zeros, with EDM's own sampler on the guided network."""
     net = Net()

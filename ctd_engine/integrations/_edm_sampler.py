@@ -162,8 +162,10 @@ def sampler(
     num_labels = int(getattr(net, "label_dim", 0) or 0)
     if null_cond is None and num_labels > 0:
         null_cond = {"class_labels": torch.zeros(1, num_labels)}
+    network = _Network(net)
     return ParallelSampler(
-        _Network(net),
+        # only a module tells when its weights, which a recording reads, have moved
+        network if isinstance(net, nn.Module) else network.forward,
         shape=shape,
         solver=steps,
         dtype=dtype,
