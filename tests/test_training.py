@@ -14,9 +14,10 @@ from ctd_engine.logsnr_distributions import zeta_from_data
 from ctd_engine.schedules import linear_beta
 from ctd_engine.training import trainer as trainer_module
 from ctd_engine.training.checkpoint import load_checkpoint, read_checkpoint
+from ctd_engine.training.config import config_from
 from ctd_engine.training.data import Dataset, load_data
 from ctd_engine.training.mlp import PointMLP
-from ctd_engine.training.trainer import TrainConfig, Trainer, _config_from
+from ctd_engine.training.trainer import TrainConfig, Trainer
 from ctd_engine.training.unet import SmallUNet
 
 SMALL = dict(batch_size=8, width=8, warmup=2)
@@ -40,7 +41,7 @@ def test_the_temperature_is_the_checkpoints(tmp_path):
     assert Trainer.resume(path, images()).loss.temperature == 3.0
     # a run from before there was one went on with the paper's loss
     before = {k: v for k, v in trainer.description()["train"].items() if k != "temperature"}
-    assert _config_from(before).temperature == 1.0
+    assert config_from(before).temperature == 1.0
 
 
 @pytest.mark.parametrize("loss", ["denoising", "contrastive"])

@@ -8,8 +8,9 @@ import click
 import torch
 
 from ctd_engine.cli._common import emit, json_option, one_line_errors
+from ctd_engine.training.config import LOSSES, TrainConfig
 from ctd_engine.training.data import load_data
-from ctd_engine.training.trainer import LOSSES, TrainConfig, Trainer
+from ctd_engine.training.trainer import Trainer
 
 __all__ = ["train"]
 

@@ -15,7 +15,8 @@ from ctd_engine.experiments.losses import make_loss
 from ctd_engine.experiments.problems import Problem
 from ctd_engine.experiments.settings import Experiment, LossSettings
 from ctd_engine.training.checkpoint import build_model
-from ctd_engine.training.trainer import TrainConfig, Trainer
+from ctd_engine.training.config import TrainConfig
+from ctd_engine.training.trainer import Trainer
 
 __all__ = ["Snapshot", "relative_cost", "train"]
 
