@@ -20,3 +20,11 @@ def _uninitialised_memory_is_nan():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def pipeline():
+    """Makes diffusers pipelines and gives them back as they were."""
+    from parallel_pipelines import lend
+
+    yield from lend()
