@@ -14,6 +14,7 @@ from ctd_engine.integrations.diffusers import solver_table
 from ctd_engine.solvers import SolverTable
 from diffusers_parity import (
     BATCH,
+    NAMES,
     SHAPE,
     difference,
     function_model,
@@ -26,18 +27,6 @@ from diffusers_parity import (
 diffusers = pytest.importorskip("diffusers")
 
 Model = Callable[[Tensor, Tensor], Tensor]
-NAMES = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "EDMEulerScheduler",
-    "EDMDPMSolverMultistepScheduler",
-)
 WITH_ZERO_SNR = (
     "DDPMScheduler",
     "DDIMScheduler",

@@ -14,6 +14,7 @@ from ctd_engine import ParallelSampler
 from ctd_engine.integrations.diffusers import solver_table
 from diffusers_parity import (
     BATCH,
+    NAMES,
     SHAPE,
     difference,
     function_model,
@@ -25,18 +26,6 @@ from diffusers_parity import (
 diffusers = pytest.importorskip("diffusers")
 
 Model = Callable[[Tensor, Tensor], Tensor]
-NAMES = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "EDMEulerScheduler",
-    "EDMDPMSolverMultistepScheduler",
-)
 
 
 def ddim_by_index(scheduler: Any, timesteps: list[int], end: float, model: Model) -> Tensor:
