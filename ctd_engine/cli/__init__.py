@@ -1,4 +1,4 @@
-"""The command line: `ctd-engine train | sample | experiment | convert-edm | demo | info | bench`."""
+"""The command line, `ctd-engine`: one file for every command."""
 
 from __future__ import annotations
 
