@@ -18,7 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ctd_engine import schedules
 from ctd_engine.logsnr_distributions import Uniform
 from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
-from loss_problem import Network, batch, gradients, make_loss
+from training_problem import Network, batch, gradients, make_loss
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_a_whole_step_compiles_with_inductor(tmp_path: Path) -> None:
 INDUCTOR = """
 import torch
 
-from loss_problem import Network, make_loss
+from training_problem import Network, make_loss
 from test_loss_compilation import run
 
 torch.set_num_threads(1)

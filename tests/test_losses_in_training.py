@@ -11,7 +11,7 @@ from torch import Tensor
 from ctd_engine._contrast import Contrast
 from ctd_engine.logsnr_distributions import TruncatedLogistic
 from gaussian_problem import contrast_points, wide_schedule
-from loss_problem import (
+from training_problem import (
     F64,
     WHOLE,
     Network,
