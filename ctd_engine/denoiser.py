@@ -6,18 +6,15 @@ A model is any callable `model(x [R, *shape], t [R], **cond) -> [R, *shape]`. Wh
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Mapping
 from copy import copy
 from typing import Any
 
 import torch
 
-from ctd_engine._graphs import recording
+from ctd_engine._model_calls import ModelCalls, ModelInputs
 
 __all__ = ["Denoiser", "Model"]
-
-logger = logging.getLogger("ctd_engine")
 
 Model = Callable[..., torch.Tensor]
 Cond = Mapping[str, Any]
@@ -56,15 +53,10 @@ class Denoiser:
         outputs: int = 1,
         time_as_input: bool = False,
     ) -> None:
-        self._model = model
-        self._shape = shape
         self._cond = dict(cond or {})
         self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
         self._null: dict[str, Any] | None = None
         self.outputs = outputs
-        self._time_as_input = time_as_input
-        # rows per model call, once memory has run out
-        self._most_rows: int | None = None
         for name, value in self._cond.items():
             if isinstance(value, torch.Tensor) and (
                 value.dim() == 0 or value.shape[0] != num_samples
@@ -76,6 +68,7 @@ class Denoiser:
                 )
         if self._scale != 1.0:
             self._null = self._check_null(null_cond, num_samples)
+        self._calls = ModelCalls(model, shape, outputs, time_as_input, self.evaluations_per_row)
 
     @property
     def evaluations_per_row(self) -> int:
@@ -137,13 +130,14 @@ class Denoiser:
         None if the model is no module: a recording reads weights where they were, and only a
         module tells that they have moved.
         """
-        if not isinstance(self._model, torch.nn.Module):
+        model = self._calls.model
+        if not isinstance(model, torch.nn.Module):
             return None
-        weights = (*self._model.parameters(), *self._model.buffers())
+        weights = (*model.parameters(), *model.buffers())
         places = tuple((weight.data_ptr(), weight.dtype) for weight in weights)
         plain = tuple(
             (name, value if isinstance(value, (bool, int, float, str)) else id(value))
-            for module in self._model.modules()
+            for module in model.modules()
             for name, value in vars(module).items()
         )
         cast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
@@ -178,88 +172,31 @@ class Denoiser:
 
         x [R, D] are scaled inputs, t [R] times, row_sample [R] whose rows they are. With guidance
         both halves go through the model in one call.
-
-        Where the model runs out of memory it is called again with half as many rows at a time, from
-        then on; rows are independent, so that the numbers stay the same and nothing is lost.
         """
-        while True:
-            most = self._most_rows or len(x)
-            try:
-                pieces = (torch.split(values, most) for values in (x, t, row_sample))
-                parts = [self._evaluate(*rows) for rows in zip(*pieces, strict=True)]
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or min(most, len(x)) == 1 or _is_recorded():
-                    raise
-                message = str(error).partition("\n")[0] or type(error).__name__
-            else:
-                break
-            # out of the handler, which holds on to the tensors of the failed call
-            self._halve(min(most, len(x)), message)
-        if len(parts) == 1:
-            return parts[0]
-        m, null = zip(*parts, strict=True)
-        return torch.cat(m), None if self._null is None else torch.cat(null)
+        return self.halves(self._calls(self.inputs(x, t, row_sample)))
 
-    def _halve(self, rows: int, message: str) -> None:
-        if self._most_rows is None:
-            logger.warning(
-                "out of memory in a model call of %d rows (%s); halving the rows per call and "
-                "going on, slower and with the same result; max_rows=%d would avoid it",
-                rows * self.evaluations_per_row,
-                message,
-                rows // 2,
-            )
-        self._most_rows = rows // 2
-        if torch.cuda.is_available():
-            with recording:
-                torch.cuda.empty_cache()
-
-    def _evaluate(
-        self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows = len(x)
-        inputs = x.view(rows, *self._shape)
+    def inputs(self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor) -> ModelInputs:
+        """What the model is called with for these rows; with guidance twice as many, null first."""
         if self._null is None:
-            return self._call(inputs, t, _select(self._cond, row_sample)), None
+            return ModelInputs(x, t, _select(self._cond, row_sample))
         both = {
             name: torch.cat([self._null[name][row_sample], value[row_sample]])
             if isinstance(value, torch.Tensor)
             else value
             for name, value in self._cond.items()
         }
-        out = self._call(torch.cat([inputs, inputs]), torch.cat([t, t]), both)
-        return out[rows:], out[:rows]
+        return ModelInputs(torch.cat([x, x]), torch.cat([t, t]), both)
 
-    def _call(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, Any]) -> torch.Tensor:
-        out = self._model(x, t.to(x.dtype) if self._time_as_input else t, **cond)
-        if not isinstance(out, torch.Tensor):
-            raise TypeError(f"model must return a tensor, got {type(out).__name__}")
-        expected = (len(x), self.outputs * x.shape[1], *x.shape[2:])
-        if out.shape != expected:
-            raise ValueError(
-                f"model must return the shape of its input {tuple(x.shape)}, got "
-                f"{tuple(out.shape)}; for a learned variance keep the first half of the channels"
-                if self.outputs == 1
-                else f"model must return {expected}, the outputs and then what it learned of their "
-                f"variance, got {tuple(out.shape)}"
-            )
-        return out.reshape(len(x), -1)
+    def halves(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """m and m_null from the model's outputs for `inputs`."""
+        if self._null is None:
+            return out, None
+        rows = len(out) // 2
+        return out[rows:], out[:rows]
 
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    return "DefaultCPUAllocator: can't allocate memory" in str(error)
-
-
-def _is_recorded() -> bool:
-    # memory cannot be freed while a graph is captured; the round is tried again without
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _select(cond: dict[str, Any], row_sample: torch.Tensor) -> dict[str, Any]:
