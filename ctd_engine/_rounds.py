@@ -13,7 +13,7 @@ from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore, to_windows
 from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
-from ctd_engine.scheduling import Finished, make_scheduler
+from ctd_engine.scheduling import Finished, RoundPlan, make_scheduler
 from ctd_engine.scheduling.sizes import Sizes
 from ctd_engine.solvers import SolverTable
 
@@ -21,6 +21,7 @@ __all__ = [
     "REASONS",
     "Outcome",
     "RoundSettings",
+    "Rounds",
     "make_store",
     "num_slots_for",
     "run_rounds",
@@ -122,6 +123,122 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
     }
 
 
+class Rounds:
+    """The rounds of one request, one after the other: `begin`, a model call, `correct`, `advance`.
+
+    Between `begin` and `correct` the model is called on the rows that `begin` returns; rows of
+    several requests may share that call. All decisions depend on the request and its settings
+    alone, never on what else is in the call.
+    """
+
+    def __init__(self, request: Request, settings: RoundSettings) -> None:
+        num_slots = num_slots_for(settings, request.num_samples)
+        sizes = scheduler_sizes(settings, request.num_samples, num_slots)
+        self.request = request
+        self.ends: list[Finished] = []
+        self._settings = settings
+        self._num_nodes = settings.table.num_nodes
+        self._scheduler = make_scheduler(**sizes, backend=settings.scheduler_backend)
+        self._store = make_store(request, settings, num_slots)
+        self._samples = request.empty_samples()
+        self._history: list[RoundRecord] = []
+        self._evaluations = 0
+        self._reader = PointReader(request, self._store) if settings.tells_points else None
+        self._in_slot = np.full(num_slots, -1)
+
+    def plan(self) -> RoundPlan | None:
+        """The windows of the next round; None when every sample has ended."""
+        return self._scheduler.plan()
+
+    def begin(self, plan: RoundPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Open the planned windows: model inputs [rows, D], times [rows], and samples [rows]."""
+        device = self._settings.device
+        for slot, entrant in zip(plan.slot, plan.sample, strict=True):
+            if self._in_slot[slot] != entrant:
+                self._in_slot[slot] = entrant
+                self._store.admit(int(slot), self.request.initial(int(entrant)))
+        self._store.guess(plan)
+        self._plan = plan
+        self._windows = to_windows(plan, device)
+        self._sample, self._row_sample = (
+            torch.from_numpy(values).to(device) for values in (plan.sample, plan.row_sample)
+        )
+        x, t = self._store.model_rows(self._windows, self._settings.model_dtype)
+        return x, t, self._row_sample
+
+    def correct(self, m: torch.Tensor, m_null: torch.Tensor | None) -> None:
+        """One Picard iteration of every window, from the model's outputs; nothing waits."""
+        self._moves = self._store.update(
+            self._windows,
+            self._sample,
+            self._row_sample,
+            m,
+            m_null,
+            self.request.denoiser.guidance_scale,
+        )
+
+    def advance(self) -> list[Finished]:
+        """Move the windows past what was accepted; the samples that ended, with results kept."""
+        plan = self._plan
+        # sync: the scheduler runs on the host and needs every window's advance
+        accepted, finite = (values.cpu().numpy() for values in self._moves)
+        finished = self._scheduler.step(accepted, finite)
+        self._history.append(RoundRecord(plan.sample, plan.start, plan.length))
+        self._evaluations += len(plan.row_slot)
+        self._keep(finished)
+        return finished
+
+    @property
+    def num_points_final(self) -> int:
+        """Points of all trajectories that no later round changes; those of ended samples count."""
+        plan = self.plan()
+        return self._num_nodes * len(self.ends) + (0 if plan is None else int(plan.start.sum()))
+
+    def cancel(self) -> list[Finished]:
+        """End every sample that has not ended; the best estimates so far are kept."""
+        finished = self._scheduler.cancel()
+        self._keep(finished)
+        return finished
+
+    def told(self) -> RoundProgress:
+        """What a callback is told now."""
+        if self._reader is not None:
+            self._reader.move([end.sample for end in self.ends], self._num_nodes)
+            if (plan := self.plan()) is not None:
+                self._reader.move(plan.sample, plan.start)
+        return RoundProgress(
+            len(self._history),
+            self._evaluations,
+            len(self.ends),
+            self.request.num_samples,
+            None if self._reader is None else self._reader.points(),
+        )
+
+    def outcome(self) -> Outcome:
+        """What came of it, once every sample has ended."""
+        if self._reader is not None:
+            self._reader.close()
+        is_kept = self._settings.keep_trajectory
+        return Outcome(
+            self._samples,
+            sorted(self.ends, key=lambda end: end.sample),
+            self._history,
+            self._evaluations,
+            self._store.state_bytes,
+            trajectory=self._store.trajectory(self.request.starts()) if is_kept else None,
+        )
+
+    def _keep(self, finished: list[Finished]) -> None:
+        for end in finished:
+            reason = REASONS[end.reason]
+            if reason is StopReason.CONVERGED:
+                self._samples[end.sample] = self._store.state(end.slot, self._num_nodes)
+            elif reason is not StopReason.DIVERGED and end.slot >= 0 and end.known >= 1:
+                estimate = self._store.data_estimate(end.slot, end.known - 1)
+                self._samples[end.sample] = estimate
+        self.ends += finished
+
+
 def run_rounds(
     request: Request,
     settings: RoundSettings,
@@ -130,67 +247,13 @@ def run_rounds(
     callback: Callback | None = None,
 ) -> Outcome:
     """Sample every trajectory of the request to its end; the host waits for every round."""
-    num_samples, nodes = request.num_samples, settings.table.num_nodes
-    num_slots = num_slots_for(settings, num_samples)
-    store = make_store(request, settings, num_slots)
-    sizes = scheduler_sizes(settings, num_samples, num_slots)
-    scheduler = make_scheduler(**sizes, backend=settings.scheduler_backend)
-    samples = request.empty_samples()
-    ends: list[Finished] = []
-    history: list[RoundRecord] = []
-    evaluations = 0
-    reader = PointReader(request, store) if settings.tells_points else None
-    in_slot = np.full(num_slots, -1)
-    bar = tqdm(total=num_samples * nodes, disable=not progress, unit="pt", desc="sampling")
-    with bar:
-        while (plan := scheduler.plan()) is not None:
-            bar.update(nodes * len(ends) + int(plan.start.sum()) - bar.n)
-            for slot, entrant in zip(plan.slot, plan.sample, strict=True):
-                if in_slot[slot] != entrant:
-                    in_slot[slot] = entrant
-                    store.admit(int(slot), request.initial(int(entrant)))
-            store.guess(plan)
-            windows = to_windows(plan, settings.device)
-            sample, row_sample = (
-                torch.from_numpy(values).to(settings.device)
-                for values in (plan.sample, plan.row_sample)
-            )
-            x, t = store.model_rows(windows, settings.model_dtype)
-            m, m_null = request.denoiser(x, t, row_sample)
-            accepted, finite = store.update(
-                windows, sample, row_sample, m, m_null, request.denoiser.guidance_scale
-            )
-            # sync: the scheduler runs on the host and needs every window's advance
-            advance = accepted.cpu().numpy()
-            finished = scheduler.step(advance, finite.cpu().numpy())
-            history.append(RoundRecord(plan.sample, plan.start, plan.length))
-            evaluations += len(x)
-            if reader is not None:
-                reader.move(plan.sample, plan.start + advance)
-                reader.move([end.sample for end in finished], nodes)
-            told = RoundProgress(
-                len(history),
-                evaluations,
-                len(ends) + len(finished),
-                num_samples,
-                None if reader is None else reader.points(),
-            )
-            if callback is not None and callback(told) is True:
-                finished += scheduler.cancel()
-            for end in finished:
-                _collect(end, store, samples, nodes)
-            ends += finished
-        bar.update(nodes * len(ends) - bar.n)
-    if reader is not None:
-        reader.close()
-    ends.sort(key=lambda end: end.sample)
-    trajectory = store.trajectory(request.starts()) if settings.keep_trajectory else None
-    return Outcome(samples, ends, history, evaluations, store.state_bytes, trajectory=trajectory)
-
-
-def _collect(end: Finished, store: TrajectoryStore, samples: torch.Tensor, nodes: int) -> None:
-    reason = REASONS[end.reason]
-    if reason is StopReason.CONVERGED:
-        samples[end.sample] = store.state(end.slot, nodes)
-    elif reason is not StopReason.DIVERGED and end.slot >= 0 and end.known >= 1:
-        samples[end.sample] = store.data_estimate(end.slot, end.known - 1)
+    rounds = Rounds(request, settings)
+    points = request.num_samples * settings.table.num_nodes
+    with tqdm(total=points, disable=not progress, unit="pt", desc="sampling") as bar:
+        while (plan := rounds.plan()) is not None:
+            rounds.correct(*request.denoiser(*rounds.begin(plan)))
+            rounds.advance()
+            bar.update(rounds.num_points_final - bar.n)
+            if callback is not None and callback(rounds.told()) is True:
+                rounds.cancel()
+    return rounds.outcome()
