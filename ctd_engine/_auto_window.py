@@ -13,8 +13,8 @@ import torch
 from ctd_engine._graphs import GraphedCalls
 from ctd_engine._request import Request
 from ctd_engine._resident import row_buckets
-from ctd_engine._rounds import RoundSettings
 from ctd_engine._row_times import RoundTimes, RowTimes, cached_for, measure_rows
+from ctd_engine._run_settings import RoundSettings
 from ctd_engine.denoiser import Denoiser, Model
 from ctd_engine.noise import CounterNoise
 from ctd_engine.result import Callback, RoundProgress

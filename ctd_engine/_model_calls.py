@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from ctd_engine._graphs import recording
 
-__all__ = ["ModelCalls", "ModelInputs", "is_out_of_memory"]
+__all__ = ["Calls", "ModelCalls", "ModelInputs", "is_out_of_memory"]
 
 logger = logging.getLogger("ctd_engine")
 
@@ -34,6 +35,25 @@ class ModelInputs:
             for name, value in self.cond.items()
         }
         return ModelInputs(self.x[rows], self.t[rows], cond)
+
+    @staticmethod
+    def joined(parts: Sequence[ModelInputs]) -> ModelInputs:
+        """The rows of all parts one after the other; their conditioning has one form."""
+        if len(parts) == 1:
+            return parts[0]
+        cond = {
+            name: torch.cat([part.cond[name] for part in parts])
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in parts[0].cond.items()
+        }
+        return ModelInputs(
+            torch.cat([part.x for part in parts]), torch.cat([part.t for part in parts]), cond
+        )
+
+
+# raw outputs [R, outputs * D] of a model for rows
+Calls = Callable[[ModelInputs], torch.Tensor]
 
 
 class ModelCalls:

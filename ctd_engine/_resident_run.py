@@ -13,7 +13,13 @@ from ctd_engine import _ext
 from ctd_engine._final_points import PointReader
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
-from ctd_engine._rounds import Outcome, RoundSettings, make_store, num_slots_for, scheduler_sizes
+from ctd_engine._run_settings import (
+    Outcome,
+    RoundSettings,
+    make_store,
+    num_slots_for,
+    scheduler_sizes,
+)
 from ctd_engine.noise import CallableNoise, CounterNoise
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, RoundRecord

@@ -2,133 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ctd_engine._final_points import PointReader
-from ctd_engine._graphs import GraphSwitch
+from ctd_engine._model_calls import ModelInputs
 from ctd_engine._request import Request
-from ctd_engine._trajectory import TrajectoryStore, to_windows
-from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
-from ctd_engine.scheduling import Finished, RoundPlan, make_scheduler
-from ctd_engine.scheduling.sizes import Sizes
-from ctd_engine.solvers import SolverTable
-
-__all__ = [
-    "REASONS",
-    "Outcome",
-    "RoundSettings",
-    "Rounds",
-    "make_store",
-    "num_slots_for",
-    "run_rounds",
-    "scheduler_sizes",
-]
-
-# the scheduler's codes, in its order
-REASONS = (
-    StopReason.CONVERGED,
-    StopReason.MAX_ROUNDS,
-    StopReason.DIVERGED,
-    StopReason.CANCELLED,
+from ctd_engine._run_settings import (
+    REASONS,
+    Outcome,
+    RoundSettings,
+    make_store,
+    num_slots_for,
+    scheduler_sizes,
 )
+from ctd_engine._trajectory import to_windows
+from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
+from ctd_engine.scheduling import Finished, make_scheduler
 
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """What a run needs besides the request; the names are `ParallelSampler`'s.
-
-    With `window_ratio` > 0 each sample's window follows its own advance: it is `window_ratio`/256
-    times the smoothed points per round, at first `first_window` and never above `window_size`.
-    """
-
-    table: SolverTable
-    window_size: int
-    first_window: int
-    window_ratio: int
-    tolerance: float
-    method: str
-    guess: str
-    max_rows: int
-    max_rounds: int
-    lockstep: bool
-    dtype: torch.dtype
-    model_dtype: torch.dtype
-    device: torch.device
-    backend: str | None
-    scheduler_backend: str | None
-    graphs: GraphSwitch
-    keep_trajectory: bool = False
-    tells_points: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a run: samples [B, D], how each ended, and every round's windows.
-
-    `trajectory` is [B, N + 1, D] where it was to be kept.
-    """
-
-    samples: torch.Tensor
-    ends: list[Finished]
-    history: list[RoundRecord]
-    evaluations: int
-    state_bytes: int
-    padding_rows: int = 0
-    trajectory: torch.Tensor | None = None
-
-
-def num_slots_for(settings: RoundSettings, num_samples: int) -> int:
-    """As many samples at a time as fill the batch with whole windows; lockstep needs all."""
-    fitting = -(-settings.max_rows // settings.first_window)
-    return num_samples if settings.lockstep else min(num_samples, fitting)
-
-
-def make_store(request: Request, settings: RoundSettings, num_slots: int) -> TrajectoryStore:
-    """Rings for so many samples at a time."""
-    return TrajectoryStore(
-        settings.table,
-        num_slots=num_slots,
-        window_size=settings.window_size,
-        num_elements=request.num_elements,
-        method=settings.method,
-        guess=settings.guess,
-        tolerance=settings.tolerance,
-        noise=request.noise,
-        dtype=settings.dtype,
-        device=settings.device,
-        backend=settings.backend,
-        num_recorded=request.num_samples if settings.keep_trajectory else 0,
-        records_x0=settings.tells_points,
-    )
-
-
-def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -> Sizes:
-    """Arguments of every window scheduler."""
-    return {
-        "num_samples": num_samples,
-        "num_nodes": settings.table.num_nodes,
-        "window_size": settings.window_size,
-        "max_rows": settings.max_rows,
-        "num_slots": num_slots,
-        # a predicted guess needs an evaluation first; "zero" holds x0 = 0 before there is one
-        "first_length": 1 if settings.guess == "predicted" else settings.window_size,
-        "max_rounds": settings.max_rounds,
-        "lockstep": settings.lockstep,
-        "window_ratio": settings.window_ratio,
-        "first_window": settings.first_window,
-    }
+__all__ = ["Rounds", "run_round", "run_rounds"]
 
 
 class Rounds:
     """The rounds of one request, one after the other: `begin`, a model call, `correct`, `advance`.
 
-    Between `begin` and `correct` the model is called on the rows that `begin` returns; rows of
-    several requests may share that call. All decisions depend on the request and its settings
-    alone, never on what else is in the call.
+    `run_round` puts them together, for one request or for several whose rows share the call. All
+    decisions depend on the request and its settings alone, never on what else is in the call.
     """
 
     def __init__(self, request: Request, settings: RoundSettings) -> None:
@@ -146,12 +48,23 @@ class Rounds:
         self._reader = PointReader(request, self._store) if settings.tells_points else None
         self._in_slot = np.full(num_slots, -1)
 
-    def plan(self) -> RoundPlan | None:
-        """The windows of the next round; None when every sample has ended."""
-        return self._scheduler.plan()
+    @property
+    def has_ended(self) -> bool:
+        """Whether every sample has ended."""
+        return self._scheduler.plan() is None
 
-    def begin(self, plan: RoundPlan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Open the planned windows: model inputs [rows, D], times [rows], and samples [rows]."""
+    @property
+    def num_model_rows(self) -> int:
+        """Rows of the next round's model call, 0 after the end; guidance takes two per row."""
+        plan = self._scheduler.plan()
+        rows = 0 if plan is None else len(plan.row_slot)
+        return rows * self.request.denoiser.evaluations_per_row
+
+    def begin(self) -> ModelInputs:
+        """Open the next round's windows; what the model is to be called with."""
+        plan = self._scheduler.plan()
+        if plan is None:
+            raise RuntimeError("every sample has ended: there is no further round")
         device = self._settings.device
         for slot, entrant in zip(plan.slot, plan.sample, strict=True):
             if self._in_slot[slot] != entrant:
@@ -164,17 +77,17 @@ class Rounds:
             torch.from_numpy(values).to(device) for values in (plan.sample, plan.row_sample)
         )
         x, t = self._store.model_rows(self._windows, self._settings.model_dtype)
-        return x, t, self._row_sample
+        return self.request.denoiser.inputs(x, t, self._row_sample)
 
-    def correct(self, m: torch.Tensor, m_null: torch.Tensor | None) -> None:
+    def correct(self, outputs: torch.Tensor) -> None:
         """One Picard iteration of every window, from the model's outputs; nothing waits."""
+        denoiser = self.request.denoiser
         self._moves = self._store.update(
             self._windows,
             self._sample,
             self._row_sample,
-            m,
-            m_null,
-            self.request.denoiser.guidance_scale,
+            *denoiser.halves(outputs),
+            denoiser.guidance_scale,
         )
 
     def advance(self) -> list[Finished]:
@@ -191,7 +104,7 @@ class Rounds:
     @property
     def num_points_final(self) -> int:
         """Points of all trajectories that no later round changes; those of ended samples count."""
-        plan = self.plan()
+        plan = self._scheduler.plan()
         return self._num_nodes * len(self.ends) + (0 if plan is None else int(plan.start.sum()))
 
     def cancel(self) -> list[Finished]:
@@ -204,7 +117,7 @@ class Rounds:
         """What a callback is told now."""
         if self._reader is not None:
             self._reader.move([end.sample for end in self.ends], self._num_nodes)
-            if (plan := self.plan()) is not None:
+            if (plan := self._scheduler.plan()) is not None:
                 self._reader.move(plan.sample, plan.start)
         return RoundProgress(
             len(self._history),
@@ -239,6 +152,56 @@ class Rounds:
         self.ends += finished
 
 
+def run_round(members: Sequence[Rounds]) -> dict[Rounds, Exception]:
+    """One round of every member, in as few model calls as their forms allow.
+
+    Returns:
+        The members whose round failed, and why: those have not moved. Where a shared call fails,
+        each member's rows are tried alone, so that the others go on.
+    """
+    errors: dict[Rounds, Exception] = {}
+    alike: dict[Hashable, list[tuple[Rounds, ModelInputs]]] = {}
+    for rounds in members:
+        denoiser = rounds.request.denoiser
+        try:
+            part = rounds.begin()
+        except Exception as error:
+            errors[rounds] = error
+        else:
+            alike.setdefault((denoiser.calls, denoiser.row_form), []).append((rounds, part))
+    outputs: dict[Rounds, torch.Tensor] = {}
+    for parts in alike.values():
+        _evaluate(parts, outputs, errors)
+    # all corrections are enqueued before the first one is waited for
+    for step in (lambda rounds: rounds.correct(outputs[rounds]), Rounds.advance):
+        for rounds in [member for member in outputs if member not in errors]:
+            try:
+                step(rounds)
+            except Exception as error:
+                errors[rounds] = error
+    return errors
+
+
+def _evaluate(
+    parts: Sequence[tuple[Rounds, ModelInputs]],
+    outputs: dict[Rounds, torch.Tensor],
+    errors: dict[Rounds, Exception],
+) -> None:
+    calls = parts[0][0].request.denoiser.calls
+    try:
+        joined = calls(ModelInputs.joined([inputs for _, inputs in parts]))
+    except Exception as error:
+        if len(parts) == 1:
+            errors[parts[0][0]] = error
+        else:
+            # whose fault it is shows when each goes alone
+            for part in parts:
+                _evaluate([part], outputs, errors)
+    else:
+        pieces = torch.split(joined, [len(inputs) for _, inputs in parts])
+        outputs.update((rounds, piece) for (rounds, _), piece in zip(parts, pieces, strict=True))
+
+
 def run_rounds(
     request: Request,
     settings: RoundSettings,
@@ -250,9 +213,9 @@ def run_rounds(
     rounds = Rounds(request, settings)
     points = request.num_samples * settings.table.num_nodes
     with tqdm(total=points, disable=not progress, unit="pt", desc="sampling") as bar:
-        while (plan := rounds.plan()) is not None:
-            rounds.correct(*request.denoiser(*rounds.begin(plan)))
-            rounds.advance()
+        while not rounds.has_ended:
+            for error in run_round([rounds]).values():
+                raise error
             bar.update(rounds.num_points_final - bar.n)
             if callback is not None and callback(rounds.told()) is True:
                 rounds.cancel()

@@ -68,7 +68,7 @@ class Denoiser:
                 )
         if self._scale != 1.0:
             self._null = self._check_null(null_cond, num_samples)
-        self._calls = ModelCalls(model, shape, outputs, time_as_input, self.evaluations_per_row)
+        self.calls = ModelCalls(model, shape, outputs, time_as_input, self.evaluations_per_row)
 
     @property
     def evaluations_per_row(self) -> int:
@@ -130,19 +130,19 @@ class Denoiser:
         None if the model is no module: a recording reads weights where they were, and only a
         module tells that they have moved.
         """
-        model = self._calls.model
+        model = self.calls.model
         if not isinstance(model, torch.nn.Module):
             return None
         weights = (*model.parameters(), *model.buffers())
         places = tuple((weight.data_ptr(), weight.dtype) for weight in weights)
         plain = tuple(
-            (name, value if isinstance(value, (bool, int, float, str)) else id(value))
+            (name, _identity(value))
             for module in model.modules()
             for name, value in vars(module).items()
         )
         cast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         others = tuple(
-            (name, value if isinstance(value, (bool, int, float, str)) else id(value))
+            (name, _identity(value))
             for cond in (self._cond, self._null or {})
             for name, value in sorted(cond.items())
             if not isinstance(value, torch.Tensor)
@@ -161,6 +161,16 @@ class Denoiser:
         return forms, self.evaluations_per_row
 
     @property
+    def row_form(self) -> Hashable:
+        """What must be equal for the rows of two requests to ride in one call of the model."""
+        return tuple(
+            (name, tuple(value.shape[1:]), value.dtype)
+            if isinstance(value, torch.Tensor)
+            else (name, _identity(value))
+            for name, value in sorted(self._cond.items())
+        )
+
+    @property
     def guidance_scale(self) -> float:
         """g; 1 without guidance."""
         return self._scale
@@ -173,7 +183,7 @@ class Denoiser:
         x [R, D] are scaled inputs, t [R] times, row_sample [R] whose rows they are. With guidance
         both halves go through the model in one call.
         """
-        return self.halves(self._calls(self.inputs(x, t, row_sample)))
+        return self.halves(self.calls(self.inputs(x, t, row_sample)))
 
     def inputs(self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor) -> ModelInputs:
         """What the model is called with for these rows; with guidance twice as many, null first."""
@@ -193,6 +203,10 @@ class Denoiser:
             return out, None
         rows = len(out) // 2
         return out[rows:], out[:rows]
+
+
+def _identity(value: Any) -> Hashable:
+    return value if isinstance(value, (bool, int, float, str)) else id(value)
 
 
 def _copied(value: Any) -> Any:

@@ -19,7 +19,8 @@ from ctd_engine._graphs import GraphSwitch
 from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
-from ctd_engine._rounds import REASONS, Outcome, RoundSettings, run_rounds
+from ctd_engine._rounds import run_rounds
+from ctd_engine._run_settings import REASONS, Outcome, RoundSettings
 from ctd_engine._sequential import SequentialSampler
 from ctd_engine._trajectory import GUESSES
 from ctd_engine.denoiser import Model

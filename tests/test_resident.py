@@ -18,7 +18,8 @@ from ctd_engine import ParallelSampler, _ext
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._resident import row_buckets
 from ctd_engine._resident_run import KeptRounds, make_rounds, reasons_against, run_resident
-from ctd_engine._rounds import REASONS, run_rounds
+from ctd_engine._rounds import run_rounds
+from ctd_engine._run_settings import REASONS
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from small_problems import PROBLEMS, SHAPE, mixture, table_of
 

@@ -1,0 +1,118 @@
+"""What a parallel run needs beside its request, what comes of it, and the sizes of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ctd_engine._graphs import GraphSwitch
+from ctd_engine._request import Request
+from ctd_engine._trajectory import TrajectoryStore
+from ctd_engine.result import RoundRecord, StopReason
+from ctd_engine.scheduling import Finished
+from ctd_engine.scheduling.sizes import Sizes
+from ctd_engine.solvers import SolverTable
+
+__all__ = [
+    "REASONS",
+    "Outcome",
+    "RoundSettings",
+    "make_store",
+    "num_slots_for",
+    "scheduler_sizes",
+]
+
+# the scheduler's codes, in its order
+REASONS = (
+    StopReason.CONVERGED,
+    StopReason.MAX_ROUNDS,
+    StopReason.DIVERGED,
+    StopReason.CANCELLED,
+)
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What a run needs besides the request; the names are `ParallelSampler`'s.
+
+    With `window_ratio` > 0 each sample's window follows its own advance: it is `window_ratio`/256
+    times the smoothed points per round, at first `first_window` and never above `window_size`.
+    """
+
+    table: SolverTable
+    window_size: int
+    first_window: int
+    window_ratio: int
+    tolerance: float
+    method: str
+    guess: str
+    max_rows: int
+    max_rounds: int
+    lockstep: bool
+    dtype: torch.dtype
+    model_dtype: torch.dtype
+    device: torch.device
+    backend: str | None
+    scheduler_backend: str | None
+    graphs: GraphSwitch
+    keep_trajectory: bool = False
+    tells_points: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: samples [B, D], how each ended, and every round's windows.
+
+    `trajectory` is [B, N + 1, D] where it was to be kept.
+    """
+
+    samples: torch.Tensor
+    ends: list[Finished]
+    history: list[RoundRecord]
+    evaluations: int
+    state_bytes: int
+    padding_rows: int = 0
+    trajectory: torch.Tensor | None = None
+
+
+def num_slots_for(settings: RoundSettings, num_samples: int) -> int:
+    """As many samples at a time as fill the batch with whole windows; lockstep needs all."""
+    fitting = -(-settings.max_rows // settings.first_window)
+    return num_samples if settings.lockstep else min(num_samples, fitting)
+
+
+def make_store(request: Request, settings: RoundSettings, num_slots: int) -> TrajectoryStore:
+    """Rings for so many samples at a time."""
+    return TrajectoryStore(
+        settings.table,
+        num_slots=num_slots,
+        window_size=settings.window_size,
+        num_elements=request.num_elements,
+        method=settings.method,
+        guess=settings.guess,
+        tolerance=settings.tolerance,
+        noise=request.noise,
+        dtype=settings.dtype,
+        device=settings.device,
+        backend=settings.backend,
+        num_recorded=request.num_samples if settings.keep_trajectory else 0,
+        records_x0=settings.tells_points,
+    )
+
+
+def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -> Sizes:
+    """Arguments of every window scheduler."""
+    return {
+        "num_samples": num_samples,
+        "num_nodes": settings.table.num_nodes,
+        "window_size": settings.window_size,
+        "max_rows": settings.max_rows,
+        "num_slots": num_slots,
+        # a predicted guess needs an evaluation first; "zero" holds x0 = 0 before there is one
+        "first_length": 1 if settings.guess == "predicted" else settings.window_size,
+        "max_rounds": settings.max_rounds,
+        "lockstep": settings.lockstep,
+        "window_ratio": settings.window_ratio,
+        "first_window": settings.first_window,
+    }
