@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctd_engine import exact, likelihood, schedules, solvers
+    from ctd_engine.engine import Engine, Request
     from ctd_engine.likelihood import NoiseClassifier
     from ctd_engine.losses import ContrastiveDiffusionLoss, DenoisingLoss
     from ctd_engine.result import SampleResult, SampleStats, StopReason
@@ -22,8 +23,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ContrastiveDiffusionLoss",
     "DenoisingLoss",
+    "Engine",
     "NoiseClassifier",
     "ParallelSampler",
+    "Request",
     "SampleResult",
     "SampleStats",
     "SequentialSampler",
@@ -38,8 +41,10 @@ __all__ = [
 _HOMES = {
     "ContrastiveDiffusionLoss": "losses",
     "DenoisingLoss": "losses",
+    "Engine": "engine",
     "NoiseClassifier": "likelihood",
     "ParallelSampler": "sampler",
+    "Request": "engine",
     "SampleResult": "result",
     "SampleStats": "result",
     "SequentialSampler": "sampler",

@@ -127,6 +127,16 @@ class Rounds:
             None if self._reader is None else self._reader.points(),
         )
 
+    def estimates(self) -> torch.Tensor:
+        """The latest estimate of every sample [B, *shape], its x0; NaN where there is none."""
+        estimates = self._samples.clone()
+        plan = self._scheduler.plan()
+        if plan is not None:
+            for slot, sample, known in zip(plan.slot, plan.sample, plan.known, strict=True):
+                if known > 0:
+                    estimates[sample] = self._store.data_estimate(int(slot), int(known) - 1)
+        return estimates.view(-1, *self.request.shape)
+
     def outcome(self) -> Outcome:
         """What came of it, once every sample has ended."""
         if self._reader is not None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore
-from ctd_engine.result import RoundRecord, StopReason
+from ctd_engine.result import RoundRecord, SampleResult, SampleStats, StopReason
 from ctd_engine.scheduling import Finished
 from ctd_engine.scheduling.sizes import Sizes
 from ctd_engine.solvers import SolverTable
+from ctd_engine.window_plan import WindowPlan
 
 __all__ = [
     "REASONS",
     "Outcome",
     "RoundSettings",
+    "make_result",
     "make_store",
     "num_slots_for",
     "scheduler_sizes",
@@ -116,3 +119,23 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
         "window_ratio": settings.window_ratio,
         "first_window": settings.first_window,
     }
+
+
+def make_result(
+    request: Request, outcome: Outcome, wall_time_s: float, plan: WindowPlan | None = None
+) -> SampleResult:
+    """What the user gets of an outcome."""
+    cost = request.denoiser.evaluations_per_row
+    stats = SampleStats(
+        rounds=len(outcome.history),
+        evaluations=outcome.evaluations * cost,
+        wall_time_s=wall_time_s,
+        rounds_per_sample=np.array([end.rounds for end in outcome.ends]),
+        evaluations_per_sample=np.array([end.evaluations for end in outcome.ends]) * cost,
+        state_bytes=outcome.state_bytes,
+        window_history=outcome.history,
+        plan=plan,
+        padding_rows=outcome.padding_rows,
+    )
+    reasons = [REASONS[end.reason] for end in outcome.ends]
+    return request.result(outcome.samples, stats, reasons, outcome.trajectory)

@@ -31,8 +31,9 @@ class StopReason(enum.Enum):
     CONVERGED = "converged: every point of the trajectory met the tolerance"
     MAX_ROUNDS = "stopped after max_rounds rounds; the sample is the best estimate of x0 so far"
     DIVERGED = "diverged: the model's answer on the final path is not finite; the sample is NaN"
-    CANCELLED = (
-        "cancelled by the callback; the sample is the best estimate of x0 so far, NaN if not begun"
+    CANCELLED = "cancelled; the sample is the best estimate of x0 so far, NaN if not begun"
+    DEADLINE = (
+        "stopped at its deadline; the sample is the best estimate of x0 so far, NaN if not begun"
     )
 
 
@@ -85,6 +86,7 @@ class SampleStats:
     `state_bytes` are held from the first round to the last, whatever the number of steps. `plan` is
     what `window_size="auto"` predicted before it chose. `padding_rows` went through the model
     beside the evaluations, where the size of a batch had to be fixed before its rows were known.
+    `queued_s` of `wall_time_s` went by before an `Engine` began with the request.
     """
 
     rounds: int
@@ -96,6 +98,7 @@ class SampleStats:
     window_history: list[RoundRecord] = field(default_factory=list)
     plan: WindowPlan | None = None
     padding_rows: int = 0
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ctd_engine import _checks
@@ -20,12 +19,12 @@ from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
 from ctd_engine._rounds import run_rounds
-from ctd_engine._run_settings import REASONS, Outcome, RoundSettings
+from ctd_engine._run_settings import Outcome, RoundSettings, make_result
 from ctd_engine._sequential import SequentialSampler
 from ctd_engine._trajectory import GUESSES
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
-from ctd_engine.result import Callback, RoundProgress, SampleResult, SampleStats
+from ctd_engine.result import Callback, RoundProgress, SampleResult
 from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.scheduling import BACKENDS
 from ctd_engine.solvers import SolverTable
@@ -232,20 +231,7 @@ class ParallelSampler(SamplerBase):
             outcome = self._run(request, settings, self._kept, progress, callback)
         if chosen is not None:
             self._reach = observed_reach(outcome.history) or self._reach
-        cost = request.denoiser.evaluations_per_row
-        stats = SampleStats(
-            rounds=len(outcome.history),
-            evaluations=outcome.evaluations * cost,
-            wall_time_s=_time.perf_counter() - begin,
-            rounds_per_sample=np.array([end.rounds for end in outcome.ends]),
-            evaluations_per_sample=np.array([end.evaluations for end in outcome.ends]) * cost,
-            state_bytes=outcome.state_bytes,
-            window_history=outcome.history,
-            plan=chosen,
-            padding_rows=outcome.padding_rows,
-        )
-        reasons = [REASONS[end.reason] for end in outcome.ends]
-        return request.result(outcome.samples, stats, reasons, outcome.trajectory)
+        return make_result(request, outcome, _time.perf_counter() - begin, chosen)
 
     def _run(
         self,

@@ -75,8 +75,10 @@ def test_public_surface():
     assert ctd_engine.__all__ == [
         "ContrastiveDiffusionLoss",
         "DenoisingLoss",
+        "Engine",
         "NoiseClassifier",
         "ParallelSampler",
+        "Request",
         "SampleResult",
         "SampleStats",
         "SequentialSampler",

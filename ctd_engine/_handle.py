@@ -1,0 +1,166 @@
+"""What the user of an `Engine` holds of a request: its result, its progress, its previews."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import threading
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ctd_engine.result import SampleResult
+
+__all__ = ["Handle", "RequestProgress", "RequestState"]
+
+
+class RequestState(enum.Enum):
+    """Where a request is. The value is a word for people; the member is for programs."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return self not in (RequestState.QUEUED, RequestState.RUNNING)
+
+
+@dataclass(frozen=True)
+class RequestProgress:
+    """How far a request is: its rounds, model rows per sample summed up, and points of its
+    trajectories that no later round changes, of `num_points` = num_samples * num_nodes."""
+
+    state: RequestState
+    rounds: int
+    evaluations: int
+    num_points_final: int
+    num_points: int
+
+
+class Handle:
+    """A submitted request. Every method may be called from any thread.
+
+    In asyncio `await handle` gives the result, `async for` over `previews()` the way there.
+    """
+
+    def __init__(self, cancel: Callable[[], None], num_points: int) -> None:
+        self._cancel = cancel
+        self._future: Future[SampleResult] = Future()
+        self._progress = RequestProgress(RequestState.QUEUED, 0, 0, 0, num_points)
+        self._watchers: list[_Watcher] = []
+        self._lock = threading.Lock()
+
+    @property
+    def progress(self) -> RequestProgress:
+        """How far it is now."""
+        return self._progress
+
+    def done(self) -> bool:
+        """Whether the result, or the error, is there."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> SampleResult:
+        """Wait for the result.
+
+        A request that was cancelled or ran into its deadline has one, too: its samples are the
+        best estimates so far, and their stop reasons say so.
+
+        Args:
+            timeout: seconds to wait, None for ever.
+
+        Raises:
+            TimeoutError: it is not there yet.
+            Exception: what the model or the request's own functions raised, or RuntimeError where
+                the engine was shut down by an error.
+        """
+        return self._future.result(timeout)
+
+    def __await__(self) -> Generator[Any, None, SampleResult]:
+        # a task that gives up waiting does not take the result from others
+        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+
+    def cancel(self) -> None:
+        """Ask for an early end: after the round that is running, with the best estimates so far."""
+        self._cancel()
+
+    async def previews(self) -> AsyncIterator[torch.Tensor]:
+        """Estimates of the samples [B, *shape], newest first where the reader is slow.
+
+        One after every round of the request, NaN for samples that have not begun; ends with the
+        request.
+        """
+        watcher = _Watcher(asyncio.get_running_loop())
+        with self._lock:
+            self._watchers.append(watcher)
+        self._future.add_done_callback(lambda _: watcher.close())
+        try:
+            while (preview := await watcher.next()) is not None:
+                yield preview
+        finally:
+            with self._lock:
+                self._watchers.remove(watcher)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody reads previews: nobody makes them otherwise."""
+        return bool(self._watchers)
+
+    # the engine's side
+
+    def show(self, progress: RequestProgress, preview: torch.Tensor | None = None) -> None:
+        """Tell the progress, and a preview to those who watch."""
+        self._progress = progress
+        if preview is not None:
+            with self._lock:
+                for watcher in self._watchers:
+                    watcher.put(preview)
+
+    def finish(self, result: SampleResult) -> None:
+        """Give the result to everyone who waits."""
+        self._future.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the error to everyone who waits."""
+        self._future.set_exception(error)
+
+
+class _Watcher:
+    """One reader of previews in its event loop: holds the newest only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._news = asyncio.Event()
+        self._newest: torch.Tensor | None = None
+        self._is_closed = False
+
+    def put(self, preview: torch.Tensor) -> None:
+        self._newest = preview
+        self._wake()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        # a loop that is over has nobody to wake
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    async def next(self) -> torch.Tensor | None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            newest, self._newest = self._newest, None
+            if newest is not None:
+                if self._is_closed:
+                    self._news.set()
+                return newest
+            if self._is_closed:
+                return None
