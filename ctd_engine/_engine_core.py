@@ -58,7 +58,6 @@ class _Job:
     submitted: float
     started: float | None = None
     virtual_time: float = 0.0
-    is_cancelled: bool = False
     _rounds: Rounds | None = field(default=None, init=False)
 
     @property
@@ -108,7 +107,7 @@ class EngineCore:
         self._max_queued = max_queued
         self._clock = clock
         self._lock = threading.Lock()
-        # (virtual end, order, job); the lock is its own, the rest belongs to the stepping thread
+        # (virtual end, order, job); guarded by the lock, the rest belongs to the stepping thread
         self._queue: list[tuple[float, int, _Job]] = []
         self._active: list[_Job] = []
         self._orders = itertools.count()
@@ -139,24 +138,15 @@ class EngineCore:
             EngineFullError: the queue is full.
         """
         now = self._clock()
-        jobs: list[_Job] = []
-
-        def cancel() -> None:
-            jobs[0].is_cancelled = True
-
-        handle = Handle(cancel, request.num_samples * settings.table.num_nodes)
-        jobs.append(
-            _Job(
-                request,
-                settings,
-                handle,
-                priority,
-                None if deadline_s is None else now + deadline_s,
-                next(self._orders),
-                now,
-            )
+        job = _Job(
+            request,
+            settings,
+            Handle(request.num_samples * settings.table.num_nodes),
+            priority,
+            None if deadline_s is None else now + deadline_s,
+            next(self._orders),
+            now,
         )
-        job = jobs[0]
         with self._lock:
             if len(self._queue) >= self._max_queued:
                 raise EngineFullError(
@@ -165,14 +155,14 @@ class EngineCore:
                 )
             virtual_end = self._virtual_now + job.work / priority
             heapq.heappush(self._queue, (virtual_end, job.order, job))
-        return handle
+        return job.handle
 
     def cancel_all(self) -> None:
         """Ask every request to end early."""
         with self._lock:
-            waiting = [job for _, _, job in self._queue]
-        for job in (*waiting, *self._active):
-            job.is_cancelled = True
+            everyone = [job for _, _, job in self._queue] + self._active
+        for job in everyone:
+            job.handle.cancel()
 
     def step(self) -> int:
         """One round of as many requests as the budget holds; its model rows, 0 without work."""
@@ -215,10 +205,10 @@ class EngineCore:
         now = self._clock()
 
         def is_over(job: _Job) -> bool:
-            return job.is_cancelled or (job.deadline is not None and now >= job.deadline)
+            return job.handle.is_cancelled or (job.deadline is not None and now >= job.deadline)
 
         for job in (*self._take_waiting(is_over), *filter(is_over, self._active)):
-            if job.is_cancelled:
+            if job.handle.is_cancelled:
                 self._finish(job, RequestState.CANCELLED)
             else:
                 self._finish(job, RequestState.FINISHED, StopReason.DEADLINE)
@@ -229,9 +219,9 @@ class EngineCore:
                 if not self._queue:
                     return
                 _, _, job = heapq.heappop(self._queue)
+                self._active.append(job)
             job.started = self._clock()
             job.virtual_time = self._virtual_now
-            self._active.append(job)
             try:
                 self._show(job)
             except Exception as error:

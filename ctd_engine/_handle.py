@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +50,8 @@ class Handle:
     In asyncio `await handle` gives the result, `async for` over `previews()` the way there.
     """
 
-    def __init__(self, cancel: Callable[[], None], num_points: int) -> None:
-        self._cancel = cancel
+    def __init__(self, num_points: int) -> None:
+        self._is_cancelled = False
         self._future: Future[SampleResult] = Future()
         self._progress = RequestProgress(RequestState.QUEUED, 0, 0, 0, num_points)
         self._watchers: list[_Watcher] = []
@@ -88,7 +88,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Ask for an early end: after the round that is running, with the best estimates so far."""
-        self._cancel()
+        self._is_cancelled = True
 
     async def previews(self) -> AsyncIterator[torch.Tensor]:
         """Estimates of the samples [B, *shape], newest first where the reader is slow.
@@ -113,6 +113,11 @@ class Handle:
         return bool(self._watchers)
 
     # the engine's side
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether an early end was asked for."""
+        return self._is_cancelled
 
     def show(self, progress: RequestProgress, preview: torch.Tensor | None = None) -> None:
         """Tell the progress, and a preview to those who watch."""
