@@ -20,7 +20,7 @@ from ctd_engine.noise import CounterNoise
 from ctd_engine.result import Callback, RoundProgress
 from ctd_engine.window_plan import WindowPlan, advance, plan
 
-__all__ = ["follow", "make_plan"]
+__all__ = ["Run", "follow", "make_plan", "plan_with", "round_times"]
 
 # rounds of a probe of the sampler's own work, and points of its window
 PROBED_ROUNDS, PROBED_POINTS = 9, 32
@@ -43,6 +43,31 @@ def make_plan(
     run: Run,
 ) -> WindowPlan:
     """The predicted cost of every window size for this request; `run` is what will run it."""
+    times = round_times(model, request, settings, run)
+    return plan_with(times, request.num_samples, settings, reach, is_resident)
+
+
+def plan_with(
+    times: RoundTimes, num_samples: int, settings: RoundSettings, reach: float, is_resident: bool
+) -> WindowPlan:
+    """The predicted cost of every window size where rounds take these times."""
+    buckets = row_buckets(settings.max_rows)
+
+    def padded(rows: int) -> int:
+        return next(bucket for bucket in buckets if bucket >= rows) if is_resident else rows
+
+    return plan(
+        times,
+        num_samples=num_samples,
+        num_nodes=settings.table.num_nodes,
+        max_rows=settings.max_rows,
+        reach=reach,
+        padded=padded,
+    )
+
+
+def round_times(model: Model, request: Request, settings: RoundSettings, run: Run) -> RoundTimes:
+    """What rounds of this kind cost here, measured once per model and kind."""
     key = (
         request.shape,
         settings.device,
@@ -57,20 +82,7 @@ def make_plan(
         request.denoiser.signature,
         torch.get_num_threads(),
     )
-    buckets = row_buckets(settings.max_rows)
-
-    def padded(rows: int) -> int:
-        return next(bucket for bucket in buckets if bucket >= rows) if is_resident else rows
-
-    times = cached_for(model, key, lambda: _measure(request, settings, run))
-    return plan(
-        times,
-        num_samples=request.num_samples,
-        num_nodes=settings.table.num_nodes,
-        max_rows=settings.max_rows,
-        reach=reach,
-        padded=padded,
-    )
+    return cached_for(model, key, lambda: _measure(request, settings, run))
 
 
 def follow(settings: RoundSettings, chosen: WindowPlan, is_resident: bool) -> RoundSettings:

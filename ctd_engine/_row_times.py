@@ -43,9 +43,9 @@ class RowTimes:
 
 @dataclass(frozen=True)
 class RoundTimes:
-    """Seconds of a round: the model's, and the sampler's own work on windows and rows."""
+    """Seconds of a round: the model's for so many rows, and the sampler's own work."""
 
-    model: RowTimes
+    model: Callable[[float], float]
     fixed_s: float
     per_point_s: float
     per_row_s: float

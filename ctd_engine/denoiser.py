@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from ctd_engine._model_calls import ModelCalls, ModelInputs
+from ctd_engine._model_calls import Calls, ModelCalls, ModelInputs
+from ctd_engine._ranks import Ranks
+from ctd_engine._split_rows import SplitCalls
 
 __all__ = ["Denoiser", "Model"]
 
@@ -68,7 +70,10 @@ class Denoiser:
                 )
         if self._scale != 1.0:
             self._null = self._check_null(null_cond, num_samples)
-        self.calls = ModelCalls(model, shape, outputs, time_as_input, self.evaluations_per_row)
+        self._model = model
+        self.calls: Calls = ModelCalls(
+            model, shape, outputs, time_as_input, self.evaluations_per_row
+        )
 
     @property
     def evaluations_per_row(self) -> int:
@@ -115,6 +120,31 @@ class Denoiser:
             other._null = {name: _copied(value) for name, value in self._null.items()}
         return other
 
+    def part(self, first: int, last: int) -> Denoiser:
+        """The same for samples first .. last - 1 alone."""
+        other = copy(self)
+        other._cond = {name: _cut(value, first, last) for name, value in self._cond.items()}
+        if self._null is not None:
+            other._null = {name: _cut(value, first, last) for name, value in self._null.items()}
+        return other
+
+    def over(self, ranks: Ranks) -> Denoiser:
+        """The same with the rows of every call split over ranks."""
+        other = copy(self)
+        other.calls = SplitCalls(self.calls, ranks)
+        return other
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The conditioning's tensors, by their names in an order that is always the same."""
+        conds = (("cond", self._cond), ("null_cond", self._null or {}))
+        return {
+            f"{kind}[{name!r}]": value
+            for kind, cond in conds
+            for name, value in sorted(cond.items())
+            if isinstance(value, torch.Tensor)
+        }
+
     def load(self, other: Denoiser) -> None:
         """Take over the conditioning's numbers of another one of the same form, in place."""
         pairs = [(self._cond, other._cond), (self._null or {}, other._null or {})]
@@ -130,7 +160,7 @@ class Denoiser:
         None if the model is no module: a recording reads weights where they were, and only a
         module tells that they have moved.
         """
-        model = self.calls.model
+        model = self._model
         if not isinstance(model, torch.nn.Module):
             return None
         weights = (*model.parameters(), *model.buffers())
@@ -207,6 +237,10 @@ class Denoiser:
 
 def _identity(value: Any) -> Hashable:
     return value if isinstance(value, (bool, int, float, str)) else id(value)
+
+
+def _cut(value: Any, first: int, last: int) -> Any:
+    return value[first:last] if isinstance(value, torch.Tensor) else value
 
 
 def _copied(value: Any) -> Any:

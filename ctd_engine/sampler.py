@@ -7,14 +7,16 @@ import time as _time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ctd_engine import _checks
+from ctd_engine._alike import Given
 from ctd_engine._auto_window import follow, make_plan
 from ctd_engine._coefficients import METHODS
 from ctd_engine._graphs import GraphSwitch
+from ctd_engine._over_ranks import OverRanks, Way
 from ctd_engine._reach import expected_reach, observed_reach
 from ctd_engine._request import Request, SamplerBase
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
@@ -29,6 +31,10 @@ from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.scheduling import BACKENDS
 from ctd_engine.solvers import SolverTable
 from ctd_engine.window_plan import WindowPlan
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]
 
@@ -64,7 +70,8 @@ class ParallelSampler(SamplerBase):
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
             point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
             (ParaDiGMS).
-        max_rows: rows of one model batch, shared fairly among the samples.
+        max_rows: rows of one model batch, shared fairly among the samples; over ranks, of all their
+            batches together.
         max_rounds: rounds that one sample may take; None is the number of nodes, always enough.
         lockstep: all samples share one window, as in ParaDiGMS; a baseline, never faster.
         null_cond: the model's keyword arguments for "no condition", for guidance.
@@ -80,6 +87,13 @@ class ParallelSampler(SamplerBase):
             Python, needs False. Recordings of a `torch.nn.Module` serve later calls too, as long
             as its weights stay where they are and its plain attributes are the same objects.
         solver_options: further arguments of the solver, such as {"eta": 1.0}.
+        process_group: share the work with the other ranks of a `torch.distributed` group, each with
+            its own replica of the model: a group, or one dimension of a `DeviceMesh` such as
+            `mesh["rows"]`, with the model sharded along another. Every rank makes the same sampler,
+            calls `sample` alike and gets all samples; see `docs/scaling.md`.
+        split: what ranks share: "rows" of every round (rounds are then scheduled on the host and
+            not recorded), whole "samples" (each rank runs its own as if alone and they are gathered
+            at the end), or "auto", whichever is predicted to cost less.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it.
@@ -111,6 +125,8 @@ class ParallelSampler(SamplerBase):
         scheduler_backend: str | None = None,
         cuda_graphs: bool = True,
         solver_options: Mapping[str, Any] | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
+        split: str = "auto",
     ) -> None:
         super().__init__(
             model,
@@ -162,6 +178,11 @@ class ParallelSampler(SamplerBase):
         if not self._is_resident:
             # rounds that wait for the host cannot be recorded
             self._settings = replace(self._settings, graphs=GraphSwitch(False))
+        self._shared = (
+            None
+            if process_group is None
+            else OverRanks(process_group, split, self._settings, window_size)
+        )
         self._kept = KeptRounds()
         self._reach = expected_reach(nodes, self._settings.tolerance)
         self._has_told = False
@@ -217,21 +238,33 @@ class ParallelSampler(SamplerBase):
             an exception: a diverged sample is NaN and the others are not touched.
         """
         begin = _time.perf_counter()
-        request = self._request(num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
+        given = (num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
+        request, is_heard = self._agreed(given, keep_trajectory, callback is not None)
         with torch.inference_mode(), self._on_device():
-            chosen = self._plan(request) if self.window_size == "auto" else None
-            settings = self._settings
-            if chosen is not None:
-                settings = follow(settings, chosen, self._is_resident)
+            way, chosen = self._way(request, is_heard)
             settings = replace(
-                settings,
+                way.settings if chosen is None else follow(way.settings, chosen, way.is_resident),
                 keep_trajectory=bool(keep_trajectory),
                 tells_points=bool(keep_trajectory) and callback is not None,
             )
-            outcome = self._run(request, settings, self._kept, progress, callback)
+            if self._shared is None:
+                outcome = self._run(request, settings, self._kept, progress, callback)
+            elif way.is_apart:
+                outcome = self._shared.run_apart(
+                    request, settings, lambda r: self._run(r, settings, self._kept, progress, None)
+                )
+            else:
+                outcome = self._shared.run_together(request, settings, progress, callback, is_heard)
         if chosen is not None:
             self._reach = observed_reach(outcome.history) or self._reach
         return make_result(request, outcome, _time.perf_counter() - begin, chosen)
+
+    def _agreed(self, given: Given, keeps: bool, has_callback: bool) -> tuple[Request, bool]:
+        # the request, on all ranks, and whether anybody hears of its rounds
+        if self._shared is None:
+            return self._request(*given), has_callback
+        with self._on_device():
+            return self._shared.request(self._request, given, keeps, has_callback)
 
     def _run(
         self,
@@ -258,25 +291,37 @@ class ParallelSampler(SamplerBase):
         to `max_rows`, fewer once time grows with the rows. How far a window moves in a round is
         read off this sampler's last run, before the first one it is a rule of thumb.
         """
-        request = self._request(num_samples, 0, None, None, None, cond, guidance_scale)
+        given = (num_samples, 0, None, None, None, cond, guidance_scale)
+        request, _ = self._agreed(given, False, False)
         with torch.inference_mode(), self._on_device():
-            return self._plan(request)
+            return self._plan(request, False)[1]
 
     def _on_device(self) -> AbstractContextManager[object]:
         # kernels are launched on the current device
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def _plan(self, request: Request) -> WindowPlan:
-        chosen = make_plan(
-            self.model,
-            request,
-            self._settings,
-            self._reach,
-            self._is_resident,
+    def _way(self, request: Request, is_heard: bool) -> tuple[Way, WindowPlan | None]:
+        if self.window_size == "auto":
+            return self._plan(request, is_heard)
+        alone = Way(self._settings, self._is_resident, is_apart=True)
+        return (alone if self._shared is None else self._shared.way(request, alone, is_heard)), None
+
+    def _plan(self, request: Request, is_heard: bool) -> tuple[Way, WindowPlan]:
+        alone = Way(self._settings, self._is_resident, is_apart=True)
+
+        def run(r: Request, s: RoundSettings, callback: Callback) -> Outcome:
             # buffers of a measurement are not kept for samples
-            lambda r, s, callback: self._run(r, s, KeptRounds(), False, callback),
-        )
-        if chosen.is_sequential and not self._has_told:
+            return self._run(r, s, KeptRounds(), False, callback)
+
+        if self._shared is None:
+            way = alone
+            chosen = make_plan(
+                self.model, request, self._settings, self._reach, self._is_resident, run
+            )
+        else:
+            way, chosen = self._shared.plan(self.model, request, alone, self._reach, run, is_heard)
+        is_first = self._shared is None or self._shared.ranks.rank == 0
+        if chosen.is_sequential and is_first and not self._has_told:
             self._has_told = True
             rival = min(chosen.options[1:], key=lambda o: o.wall_time_s, default=chosen.best)
             logger.warning(
@@ -286,4 +331,4 @@ class ParallelSampler(SamplerBase):
                 rival.wall_time_s,
                 rival.window_size,
             )
-        return chosen
+        return way, chosen
