@@ -14,6 +14,7 @@ import torch
 from ctd_engine import plots
 from ctd_engine._files import write_whole
 from ctd_engine.cli._common import emit, json_option, one_line_errors
+from ctd_engine.cli._launch import launched
 from ctd_engine.result import SampleResult, StopReason
 from ctd_engine.sampler import ParallelSampler, SequentialSampler
 from ctd_engine.training.checkpoint import Checkpoint, load_checkpoint
@@ -42,6 +43,13 @@ __all__ = ["sample"]
 @click.option("--clip/--no-clip", default=None, help="Clip x0 to [-1, 1] (default for images).")
 @click.option("--sequential", is_flag=True, help="One model call per step, as the oracle does.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "rows", "samples"]),
+    default="auto",
+    show_default=True,
+    help="What the ranks share, where torchrun started this.",
+)
 @json_option
 @one_line_errors
 def sample(
@@ -59,9 +67,13 @@ def sample(
     clip: bool | None,
     sequential: bool,
     device: str,
+    split: str,
     as_json: bool,
 ) -> None:
-    """Sample CHECKPOINT and write the samples with their statistics."""
+    """Sample CHECKPOINT and write the samples with their statistics.
+
+    On many GPUs: torchrun --nproc-per-node 8 -m ctd_engine sample CHECKPOINT --device cuda
+    """
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out must end in .png or .npy, got {out}")
     if not out.parent.is_dir():
@@ -69,28 +81,42 @@ def sample(
     trained = load_checkpoint(checkpoint)
     is_image = len(trained.shape) == 3
     cond, null_cond = _conditioning(trained, num_samples, label, guidance)
-    options: dict[str, Any] = dict(
-        shape=trained.shape,
-        schedule=trained.schedule,
-        solver=solver,
-        num_steps=num_steps,
-        prediction=trained.prediction,
-        clip_x0=1.0 if (is_image if clip is None else clip) else None,
-        null_cond=null_cond,
-        device=device,
-    )
-    model = trained.model.to(device)
-    sampler: ParallelSampler | SequentialSampler
-    if sequential:
-        sampler = SequentialSampler(model, **options)
-    else:
-        window: int | str = int(window_size) if window_size.isdigit() else window_size
-        sampler = ParallelSampler(
-            model, **options, window_size=window, tolerance=tolerance, max_rows=max_rows
+    with launched(device) as launch:
+        options: dict[str, Any] = dict(
+            shape=trained.shape,
+            schedule=trained.schedule,
+            solver=solver,
+            num_steps=num_steps,
+            prediction=trained.prediction,
+            clip_x0=1.0 if (is_image if clip is None else clip) else None,
+            null_cond=null_cond,
+            device=launch.device,
         )
-    result = sampler.sample(
-        num_samples, seed=seed, cond=cond, guidance_scale=guidance, progress=not as_json
-    )
+        model = trained.model.to(launch.device)
+        sampler: ParallelSampler | SequentialSampler
+        if sequential:
+            if launch.process_group is not None:
+                raise ValueError("--sequential runs in one process: start it without torchrun")
+            sampler = SequentialSampler(model, **options)
+        else:
+            sampler = ParallelSampler(
+                model,
+                **options,
+                window_size=int(window_size) if window_size.isdigit() else window_size,
+                tolerance=tolerance,
+                max_rows=max_rows,
+                process_group=launch.process_group,
+                split=split,
+            )
+        result = sampler.sample(
+            num_samples,
+            seed=seed,
+            cond=cond,
+            guidance_scale=guidance,
+            progress=launch.is_first and not as_json,
+        )
+    if not launch.is_first:
+        return
     data = trained.config["data"]
     samples = result.samples.cpu() * data["scale"] + data["offset"]
     write_whole(out, partial(_write_samples, samples=samples))
