@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LINT_STAMP := $(VENV)/.lint-installed
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cuda/*)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 SOURCES := pyproject.toml setup.py constraints.txt $(CPP)
 # build tools are pinned too; torch is never one of them
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q

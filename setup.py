@@ -1,9 +1,9 @@
 """Builds the compiled extension; everything else is in pyproject.toml.
 
-CTD_BUILD_EXT: 1 builds the C++ scheduler, 0 leaves it out, auto (default) leaves it out only when
-there is no C++ compiler or no pybind11. CTD_BUILD_CUDA: the same for the CUDA scheduler in it,
-which needs nvcc, found in CUDA_HOME or on the PATH, but no GPU. A compile error is fatal in every
-case.
+CTD_BUILD_EXT: 1 builds the scheduler and the sampling operations in C++, 0 leaves them out, auto
+(default) leaves them out only when there is no C++ compiler or no pybind11. CTD_BUILD_CUDA: the
+same for the CUDA scheduler among them, which needs nvcc, found in CUDA_HOME or on the PATH, but no
+GPU. A compile error is fatal in every case.
 """
 
 from __future__ import annotations
@@ -19,8 +19,21 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["csrc/bindings.cpp", "csrc/window_scheduler.cpp"]
+SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/cpu/bindings.cpp",
+    "csrc/cpu/normals.cpp",
+    "csrc/cpu/picard_update.cpp",
+    "csrc/cpu/predict_guess.cpp",
+    "csrc/cpu/rows.cpp",
+    "csrc/window_scheduler.cpp",
+]
 HEADERS = [
+    "csrc/cpu/bindings.h",
+    "csrc/cpu/compiler.h",
+    "csrc/cpu/normals.h",
+    "csrc/cpu/ops.h",
+    "csrc/cpu/parallel.h",
     "csrc/host_block.h",
     "csrc/schedule.h",
     "csrc/window_policy.h",
@@ -30,6 +43,9 @@ HEADERS = [
 CUDA_SOURCE = "csrc/cuda/window_scheduler.cu"
 CUDA_HEADER = "csrc/cuda/window_scheduler.h"
 CUDA_ARCHITECTURES = ("80", "90", "100")
+FLAGS = ["-O3", "-Wall", "-Wextra", "-pthread"]
+# each product is rounded, as in PyTorch; nobody looks at errno or at traps
+FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 
 
 def choice(variable: str) -> str:
@@ -64,7 +80,7 @@ def wants_extension() -> bool:
     if missing is not None:
         print(
             f"ctd_engine: WARNING: {missing}, so the extension is left out and the Python "
-            "scheduler serves; CTD_BUILD_EXT=1 insists on building it",
+            "scheduler and the PyTorch operations serve; CTD_BUILD_EXT=1 insists on building it",
             flush=True,
         )
     return missing is None
@@ -150,7 +166,7 @@ def make_extension() -> Extension:
         depends=list(HEADERS),
         include_dirs=["csrc"],
         cxx_std=17,
-        extra_compile_args=["-O3", "-Wall", "-Wextra", "-pthread"] if is_posix else [],
+        extra_compile_args=FLAGS if is_posix else [],
         extra_link_args=["-pthread"] if is_posix else [],
     )
     if wants_cuda():

@@ -1,4 +1,7 @@
-// Python bindings of the window scheduler: numpy arrays or addresses, nothing of torch.
+// Python bindings of the window scheduler, numpy arrays or addresses, nothing of torch; with those
+// of the operations the whole extension.
+#include "cpu/bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -104,7 +107,7 @@ void define_schedule_cuda(py::module_&) {}
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Window scheduler of ctd_engine; use ctd_engine.scheduling.make_scheduler.";
+  m.doc() = "Window scheduler and CPU operations of ctd_engine, behind its Python functions.";
   py::class_<ctd::WindowScheduler>(m, "WindowScheduler")
       .def(py::init([](std::int64_t num_samples, std::int64_t num_nodes, std::int64_t window_size,
                        std::int64_t max_rows, std::int64_t num_slots, std::int64_t first_length,
@@ -132,5 +135,6 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("num_finished", &ctd::WindowScheduler::num_finished);
   define_schedule(m);
   define_schedule_cuda(m);
+  ctd::define_cpu_ops(m);
   m.attr("has_cuda") = kHasCuda;
 }

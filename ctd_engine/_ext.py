@@ -60,5 +60,8 @@ def load(*, required: bool = False) -> ModuleType | None:
     )
     if required or os.environ.get("CTD_REQUIRE_EXT") == "1":
         raise RuntimeError(message)
-    _warn_once(f"{message}; the Python scheduler is used meanwhile, with the same results")
+    _warn_once(
+        f"{message}; the Python scheduler and the PyTorch operations are used meanwhile, with the "
+        "same results"
+    )
     return None

@@ -21,6 +21,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ctd_engine import _ext
+
 __all__ = [
     "CallableNoise",
     "CounterNoise",
@@ -28,6 +30,7 @@ __all__ = [
     "TensorNoise",
     "philox_4x32",
     "philox_normal",
+    "philox_normal_reference",
     "seeds_from",
 ]
 
@@ -109,8 +112,47 @@ def philox_normal(
             precision has the same numbers.
 
     Returns:
-        [R, D] in `dtype`, on the device of `seeds`.
+        [R, D] in `dtype`, on the device of `seeds`. On the CPU the compiled extension makes them
+        if there is one, within 4e-15 of `philox_normal_reference`.
+
+    Raises:
+        ValueError: seeds and nodes are not two int64 vectors of one size.
     """
+    for name, value in (("seeds", seeds), ("nodes", nodes)):
+        if value.shape != (len(seeds),) or value.dtype != torch.int64:
+            raise ValueError(
+                f"{name} must be int64 of shape {(len(seeds),)} = [R], got {value.dtype} of shape "
+                f"{tuple(value.shape)}"
+            )
+    is_plain = seeds.device.type == nodes.device.type == "cpu" and not torch.compiler.is_compiling()
+    extension = _ext.load() if is_plain else None
+    if extension is None:
+        return philox_normal_reference(seeds, nodes, num_elements, stream=stream, dtype=dtype)
+    is_single = dtype == torch.float32
+    out = torch.empty(len(seeds), num_elements, dtype=torch.float32 if is_single else torch.float64)
+    make = extension.philox_normal_float32 if is_single else extension.philox_normal_float64
+    seeds, nodes = seeds.contiguous(), nodes.contiguous()
+    make(
+        seeds=seeds.data_ptr(),
+        nodes=nodes.data_ptr(),
+        stream=stream,
+        out=out.data_ptr(),
+        num_rows=len(seeds),
+        num_elements=num_elements,
+        max_threads=torch.get_num_threads(),
+    )
+    return out.to(dtype)
+
+
+def philox_normal_reference(
+    seeds: torch.Tensor,
+    nodes: torch.Tensor,
+    num_elements: int,
+    *,
+    stream: int = STREAM_STEP,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """`philox_normal` in PyTorch, on any device."""
     num_blocks = -(-num_elements // 4)
     block = torch.arange(num_blocks, device=seeds.device)[None, :]
     key = ((seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None])

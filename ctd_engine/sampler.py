@@ -78,7 +78,8 @@ class ParallelSampler(SamplerBase):
         dtype: float32 or float64, of states and step mathematics.
         model_dtype: dtype of the model's input; None is `dtype`. Times stay in `dtype`.
         device: where states live and the model runs.
-        backend: None (Triton on a CUDA device, else the reference), "reference" or "triton".
+        backend: None (Triton on a CUDA device, C++ on the CPU, else the reference), "reference",
+            "cpp" or "triton".
         scheduler_backend: where windows are scheduled: None ("cuda" where it can run, else the
             extension, or its Python twin), "cuda" (beside the model, no round waits for the host),
             "cpp" or "python".
@@ -149,7 +150,7 @@ class ParallelSampler(SamplerBase):
             raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
         if window_size == "auto" and lockstep:
             raise ValueError('lockstep needs a fixed window_size, got "auto"')
-        resolve(backend, torch.empty(0, device=self.device))
+        resolve(backend, torch.empty(0, device=self.device), has_cpp=True)
         nodes = self.table.num_nodes
         max_rounds = nodes if max_rounds is None else max_rounds
         if not isinstance(window_size, str):

@@ -66,6 +66,8 @@ def test_info():
         assert state["active"] == (state["reason"] is None)
     for language in ("CUDA", "C++", "Python"):
         assert f"window scheduler in {language}" in run("info").output
+    for language in ("C++", "Triton"):
+        assert f"{language} kernels" in run("info").output
 
 
 def test_train_points(points):

@@ -90,11 +90,13 @@ def test_clipped_x0(problem):
         {"max_rows": 11},
         {"max_rows": 200},
         {"scheduler_backend": "python"},
+        {"backend": "reference"},
+        {"backend": "reference", "max_rows": 11},
         {"lockstep": True, "guess": "copy"},
     ],
     ids=str,
 )
-def test_any_row_budget_and_scheduler(options):
+def test_any_row_budget_scheduler_and_backend(options):
     table = table_of(PROBLEMS[0], NUM_STEPS)
     sequential, parallel = both(table, 5, num_samples=7, **options)
     assert (parallel.samples - sequential.samples).abs().max() <= 1e-9

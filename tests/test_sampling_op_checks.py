@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ctd_engine import _ext
 from ctd_engine.ops._dispatch import triton_unavailable_reason, uses_interpreter
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import picard_update_
@@ -19,7 +20,15 @@ DEVICE = "cpu" if uses_interpreter() else "cuda"
 needs_triton = pytest.mark.skipif(
     triton_unavailable_reason() is not None, reason=f"no Triton: {triton_unavailable_reason()}"
 )
-BACKENDS = [pytest.param("triton", marks=needs_triton), "reference"]
+needs_cpp = pytest.mark.skipif(
+    DEVICE != "cpu" or _ext.unavailable_reason() is not None,
+    reason=f"needs tensors on the CPU and the extension: {_ext.unavailable_reason()}",
+)
+BACKENDS = [
+    pytest.param("triton", marks=needs_triton),
+    pytest.param("cpp", marks=needs_cpp),
+    "reference",
+]
 EMPTY = torch.zeros(0, dtype=torch.int64)
 SEEDS = torch.arange(4)
 

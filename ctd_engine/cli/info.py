@@ -28,6 +28,7 @@ def _backends() -> dict[str, str | None]:
         "window scheduler in CUDA": _ext.cuda_unavailable_reason() or cuda,
         "window scheduler in C++": _ext.unavailable_reason(),
         "window scheduler in Python": None,
+        "C++ kernels": _ext.unavailable_reason(),
         "Triton kernels": triton,
         "cuda": cuda,
     }

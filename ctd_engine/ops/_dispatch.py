@@ -8,9 +8,12 @@ from functools import cache
 
 import torch
 
+from ctd_engine import _ext
+
 __all__ = ["BACKENDS", "check_name", "resolve", "triton_unavailable_reason", "uses_interpreter"]
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "cpp", "triton")
+STATE_DTYPES = (torch.float32, torch.float64)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -34,7 +37,7 @@ def _import_triton() -> str | None:
     return None
 
 
-def _reasons_against(*tensors: torch.Tensor | None) -> list[str]:
+def _reasons_against_triton(*tensors: torch.Tensor | None) -> list[str]:
     reasons = []
     if triton_unavailable_reason() is not None:
         reasons.append(
@@ -51,14 +54,50 @@ def _reasons_against(*tensors: torch.Tensor | None) -> list[str]:
     return reasons
 
 
+def _suits_cpp(state: torch.Tensor | None) -> bool:
+    # addresses are handed over: no gradient is recorded, and nothing is traced
+    return (
+        state is not None
+        and state.device.type == "cpu"
+        and state.dtype in STATE_DTYPES
+        and not (state.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _reasons_against_cpp(has_cpp: bool, *tensors: torch.Tensor | None) -> list[str]:
+    if not has_cpp:
+        return ["this operation has no C++ kernel; leave backend out, or name another"]
+    reasons = []
+    if _ext.unavailable_reason() is not None:
+        reasons.append(
+            f"the compiled extension ctd_engine._C cannot be loaded ({_ext.unavailable_reason()}): "
+            "install a C++ compiler and reinstall the package with CTD_BUILD_EXT=1"
+        )
+    others = sorted({t.device.type for t in tensors if t is not None} - {"cpu"})
+    if others:
+        reasons.append(f"the tensors are on {' and '.join(others)} and C++ needs them on the cpu")
+    state = tensors[0]
+    if state is not None and state.dtype not in STATE_DTYPES:
+        reasons.append(f"states must be of {list(STATE_DTYPES)}, got {state.dtype}")
+    if state is not None and state.requires_grad and torch.is_grad_enabled():
+        reasons.append("a gradient is asked for, which the C++ kernels do not record")
+    if torch.compiler.is_compiling():
+        reasons.append("torch.compile cannot trace it; use the reference in compiled code")
+    return reasons
+
+
 def check_name(backend: str | None) -> None:
     """Raise ValueError unless `backend` is None or the name of a back-end."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be None or one of {list(BACKENDS)}, got {backend!r}")
 
 
-def resolve(backend: str | None, *tensors: torch.Tensor | None) -> str:
-    """The back-end that runs: Triton for CUDA tensors and the reference elsewhere, unless named.
+def resolve(backend: str | None, *tensors: torch.Tensor | None, has_cpp: bool = False) -> str:
+    """The back-end that runs, unless one is named the fastest: see `backend` of the operations.
+
+    That is Triton where all tensors are on a CUDA device, C++ where the first is a state on the CPU
+    in fp32 or fp64 and the operation `has_cpp` kernels, else the reference.
 
     Raises:
         ValueError: an unknown name.
@@ -68,9 +107,14 @@ def resolve(backend: str | None, *tensors: torch.Tensor | None) -> str:
     if backend == "reference":
         return backend
     if backend is None:
+        if has_cpp and _suits_cpp(tensors[0]):
+            return "cpp" if _ext.load() is not None else "reference"
         on_gpu = all(t is None or t.device.type == "cuda" for t in tensors)
         return "triton" if on_gpu and triton_unavailable_reason() is None else "reference"
-    reasons = _reasons_against(*tensors)
+    if backend == "cpp":
+        reasons = _reasons_against_cpp(has_cpp, *tensors)
+    else:
+        reasons = _reasons_against_triton(*tensors)
     if reasons:
         listed = "".join(f"\n    - {reason}" for reason in reasons)
         raise RuntimeError(f'backend "{backend}" cannot run on these inputs{listed}')

@@ -29,12 +29,13 @@ def gather_rows(
         input_scale: [N] in the state's dtype.
         model_time: [N]; times keep their dtype, half precision would round timesteps.
         dtype: the model's dtype.
-        backend: None (Triton for CUDA tensors), "reference" or "triton".
+        backend: None (Triton on CUDA, C++ on the CPU, else the reference), "reference", "cpp" or
+            "triton".
 
     Raises:
         TypeError: a tensor of another type, or a dtype that is not floating-point.
         ValueError: shapes, strides or devices do not fit together, or the backend is unknown.
-        RuntimeError: "triton" cannot run on these tensors.
+        RuntimeError: the named backend cannot run on these tensors.
     """
     _checks.check_ring("x", x)
     device = x.device
@@ -46,8 +47,13 @@ def gather_rows(
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype}")
     arguments = (x, row_slot, row_node, input_scale, model_time, dtype)
-    if resolve(backend, x) == "triton":
+    chosen = resolve(backend, x, has_cpp=True)
+    if chosen == "triton":
         from ctd_engine.ops.gather_rows.kernel import gather_rows_triton
 
         return gather_rows_triton(*arguments)
+    if chosen == "cpp":
+        from ctd_engine.ops.gather_rows.cpp import gather_rows_cpp
+
+        return gather_rows_cpp(*arguments)
     return gather_rows_reference(*arguments)

@@ -135,7 +135,8 @@ def picard_update_(
             neither the solver adds no noise.
         m_null: unconditional outputs [rows, D]; m is then m_null + guidance_scale (m - m_null).
         guidance_scale: read with m_null only.
-        backend: None (Triton for CUDA tensors), "reference" or "triton".
+        backend: None (Triton on CUDA, C++ on the CPU, else the reference), "reference", "cpp" or
+            "triton".
 
     Returns:
         Sums of (x_new - x_old)² over the blocks that D is cut into, [A, max_length, blocks], of
@@ -145,14 +146,19 @@ def picard_update_(
         TypeError: a tensor of another type.
         ValueError: shapes, strides or devices do not fit together, z and seeds are both given, or
             the backend is unknown.
-        RuntimeError: "triton" cannot run on these tensors.
+        RuntimeError: the named backend cannot run on these tensors.
     """
     _check(x, x0, m, windows, coefficients, z, seeds, m_null)
     implementation = picard_update_reference_
-    if resolve(backend, x, m) == "triton":
+    chosen = resolve(backend, x, m, has_cpp=True)
+    if chosen == "triton":
         from ctd_engine.ops.picard_update.kernel import picard_update_triton
 
         implementation = picard_update_triton
+    elif chosen == "cpp":
+        from ctd_engine.ops.picard_update.cpp import picard_update_cpp
+
+        implementation = picard_update_cpp
     return implementation(
         x,
         x0,

@@ -38,13 +38,14 @@ def predict_guess_(
         coefficients: the solver, in the dtype of x.
         z: explicit standard normal noise of nodes known + j, [A, max_count, D].
         seeds: int64 [A], instead of z: noise from the counter. With neither there is none.
-        backend: None (Triton for CUDA tensors), "reference" or "triton".
+        backend: None (Triton on CUDA, C++ on the CPU, else the reference), "reference", "cpp" or
+            "triton".
 
     Raises:
         TypeError: a tensor of another type.
         ValueError: shapes, strides or devices do not fit together, z and seeds are both given, or
             the backend is unknown.
-        RuntimeError: "triton" cannot run on these tensors.
+        RuntimeError: the named backend cannot run on these tensors.
     """
     _checks.check_states(x, x0, max_count, "max_count", coefficients.C, coefficients.order)
     num_windows, device = len(slot), x.device
@@ -53,9 +54,14 @@ def predict_guess_(
     shape = (num_windows, max_count, x.shape[2])
     _checks.check_noise(z, seeds, shape, "[A, max_count, D]", num_windows, device)
     arguments = (x, x0, slot, known, count, max_count, coefficients)
-    if resolve(backend, x) == "triton":
+    chosen = resolve(backend, x, has_cpp=True)
+    if chosen == "triton":
         from ctd_engine.ops.predict_guess.kernel import predict_guess_triton
 
         predict_guess_triton(*arguments, z=z, seeds=seeds)
+    elif chosen == "cpp":
+        from ctd_engine.ops.predict_guess.cpp import predict_guess_cpp
+
+        predict_guess_cpp(*arguments, z=z, seeds=seeds)
     else:
         predict_guess_reference_(*arguments, z=z, seeds=seeds)

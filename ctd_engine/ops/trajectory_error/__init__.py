@@ -32,7 +32,8 @@ def trajectory_error(
         num_elements: D.
         threshold: (tolerance scale_i)² [N + 1].
         start, length: int64 [A]; what lies beyond a length is not looked at.
-        backend: None (Triton for CUDA tensors), "reference" or "triton".
+        backend: None (Triton on CUDA, C++ on the CPU, else the reference), "reference", "cpp" or
+            "triton".
 
     Returns:
         accepted: int64 [A] in [1, length], how many nodes the start moves.
@@ -42,15 +43,20 @@ def trajectory_error(
     Raises:
         TypeError: a tensor of another type.
         ValueError: shapes or devices do not fit together, or the backend is unknown.
-        RuntimeError: "triton" cannot run on these tensors.
+        RuntimeError: the named backend cannot run on these tensors.
     """
     _checks.check_floats("partials", partials, "[A, L, blocks]")
     device, dtype = partials.device, partials.dtype
     _checks.check_tensor("threshold", threshold, (len(threshold),), "[N + 1]", dtype, device)
     _checks.check_indices(len(partials), "[A]", device, {"start": start, "length": length})
     arguments = (partials, num_elements, threshold, start, length)
-    if resolve(backend, partials) == "triton":
+    chosen = resolve(backend, partials, has_cpp=True)
+    if chosen == "triton":
         from ctd_engine.ops.trajectory_error.kernel import trajectory_error_triton
 
         return trajectory_error_triton(*arguments)
+    if chosen == "cpp":
+        from ctd_engine.ops.trajectory_error.cpp import trajectory_error_cpp
+
+        return trajectory_error_cpp(*arguments)
     return trajectory_error_reference(*arguments)

@@ -1,0 +1,195 @@
+// Python bindings of the sampling operations: addresses (0 for none), sizes and strides, nothing
+// of torch. Each operation is there for fp32 and fp64, as name_float32 and name_float64.
+#include "bindings.h"
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace ctd {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// address and strides of a ring or of rows
+using RingArgument = std::tuple<Address, Index, Index>;
+using RowsArgument = std::pair<Address, Index>;
+
+template <class T>
+Ring<T> ring(const RingArgument& argument, Index num_nodes) {
+  return {pointer<T>(std::get<0>(argument)), std::get<1>(argument), std::get<2>(argument),
+          num_nodes};
+}
+
+template <class T>
+Rows<T> rows(const RowsArgument& argument) {
+  return {pointer<T>(argument.first), argument.second};
+}
+
+// addresses of A, B, C, G, P, Q, then N and K
+using TablesArgument =
+    std::tuple<Address, Address, Address, Address, Address, Address, Index, Index>;
+
+template <class T>
+Tables<T> tables(const TablesArgument& argument) {
+  const auto [a, b, c, g, p, q, num_nodes, order] = argument;
+  return {pointer<T>(a), pointer<T>(b), pointer<T>(c), pointer<T>(g),
+          pointer<T>(p), pointer<T>(q), num_nodes,     order};
+}
+
+// addresses of slot, start, length and first_row, then A and the largest length
+using EntriesArgument = std::tuple<Address, Address, Address, Address, Index, Index>;
+
+Entries entries(const EntriesArgument& argument) {
+  const auto [slot, start, length, first_row, count, max_length] = argument;
+  return {pointer<Index>(slot),
+          pointer<Index>(start),
+          pointer<Index>(length),
+          pointer<Index>(first_row),
+          count,
+          max_length};
+}
+
+template <class T>
+void define(py::module_& m, const std::string& suffix) {
+  const auto name = [&](const char* op) { return op + suffix; };
+  m.def(
+      name("picard_update").c_str(),
+      [](RingArgument x, RingArgument x0, RingArgument change, RowsArgument m, RowsArgument m_null,
+         RowsArgument z, Address seeds, Address slopes, TablesArgument table, EntriesArgument entry,
+         Address partials, std::tuple<Index, Index, Index, Index> shape, double guidance_scale,
+         py::object clip, Index max_threads) {
+        const auto [num_slots, num_nodes, num_rows, num_elements] = shape;
+        const bool clips = !clip.is_none();
+        const PicardUpdate<T> op{ring<T>(x, num_nodes),
+                                 ring<T>(x0, num_nodes),
+                                 ring<T>(change, num_nodes),
+                                 rows<T>(m),
+                                 rows<T>(m_null),
+                                 rows<T>(z),
+                                 pointer<Index>(seeds),
+                                 pointer<T>(slopes),
+                                 tables<T>(table),
+                                 entries(entry),
+                                 pointer<T>(partials),
+                                 num_slots,
+                                 num_rows,
+                                 num_elements,
+                                 static_cast<T>(guidance_scale),
+                                 clips,
+                                 static_cast<T>(clips ? clip.cast<double>() : 0.0),
+                                 max_threads};
+        const py::gil_scoped_release without_gil;
+        picard_update(op);
+      },
+      py::arg("x"), py::arg("x0"), py::arg("change"), py::arg("m"), py::arg("m_null"), py::arg("z"),
+      py::arg("seeds"), py::arg("slopes"), py::arg("tables"), py::arg("entries"),
+      py::arg("partials"), py::arg("shape"), py::arg("guidance_scale"), py::arg("clip"),
+      py::arg("max_threads"));
+  m.def(
+      name("predict_guess").c_str(),
+      [](RingArgument x, RingArgument x0, std::tuple<Address, Index, Index> z, Address seeds,
+         Address slot, Address known, Address count, Index num_windows, Index max_count,
+         TablesArgument table, std::tuple<Index, Index, Index> shape, Index max_threads) {
+        const auto [num_slots, num_nodes, num_elements] = shape;
+        const auto [z_address, stride_z_entry, stride_z_node] = z;
+        const PredictGuess<T> op{ring<T>(x, num_nodes),
+                                 ring<T>(x0, num_nodes),
+                                 pointer<T>(z_address),
+                                 stride_z_entry,
+                                 stride_z_node,
+                                 pointer<Index>(seeds),
+                                 pointer<Index>(slot),
+                                 pointer<Index>(known),
+                                 pointer<Index>(count),
+                                 num_windows,
+                                 max_count,
+                                 tables<T>(table),
+                                 num_slots,
+                                 num_elements,
+                                 max_threads};
+        const py::gil_scoped_release without_gil;
+        predict_guess(op);
+      },
+      py::arg("x"), py::arg("x0"), py::arg("z"), py::arg("seeds"), py::arg("slot"),
+      py::arg("known"), py::arg("count"), py::arg("num_windows"), py::arg("max_count"),
+      py::arg("tables"), py::arg("shape"), py::arg("max_threads"));
+  m.def(
+      name("gather_rows").c_str(),
+      [](RingArgument x, Address row_slot, Address row_node, Address input_scale, Address out,
+         std::tuple<Index, Index, Index, Index> shape, Index num_scales, Index max_threads) {
+        const auto [num_slots, num_nodes, num_rows, num_elements] = shape;
+        const GatherRows<T> op{ring<T>(x, num_nodes),
+                               pointer<Index>(row_slot),
+                               pointer<Index>(row_node),
+                               pointer<T>(input_scale),
+                               pointer<T>(out),
+                               num_rows,
+                               num_slots,
+                               num_scales,
+                               num_elements,
+                               max_threads};
+        const py::gil_scoped_release without_gil;
+        gather_rows(op);
+      },
+      py::arg("x"), py::arg("row_slot"), py::arg("row_node"), py::arg("input_scale"),
+      py::arg("out"), py::arg("shape"), py::arg("num_scales"), py::arg("max_threads"));
+  m.def(
+      name("trajectory_error").c_str(),
+      [](Address partials, std::tuple<Index, Index, Index> shape, Index num_elements,
+         Address threshold, Index num_thresholds, Address start, Address length, Address accepted,
+         Address finite) {
+        const auto [num_windows, max_length, num_blocks] = shape;
+        const TrajectoryError<T> op{pointer<T>(partials),
+                                    num_windows,
+                                    max_length,
+                                    num_blocks,
+                                    num_elements,
+                                    pointer<T>(threshold),
+                                    num_thresholds,
+                                    pointer<Index>(start),
+                                    pointer<Index>(length),
+                                    pointer<Index>(accepted),
+                                    pointer<Index>(finite)};
+        const py::gil_scoped_release without_gil;
+        trajectory_error(op);
+      },
+      py::arg("partials"), py::arg("shape"), py::arg("num_elements"), py::arg("threshold"),
+      py::arg("num_thresholds"), py::arg("start"), py::arg("length"), py::arg("accepted"),
+      py::arg("finite"));
+  m.def(
+      name("philox_normal").c_str(),
+      [](Address seeds, Address nodes, Index stream, Address out, Index num_rows,
+         Index num_elements, Index max_threads) {
+        const Normals<T> op{pointer<Index>(seeds),
+                            pointer<Index>(nodes),
+                            stream,
+                            pointer<T>(out),
+                            num_rows,
+                            num_elements,
+                            max_threads};
+        const py::gil_scoped_release without_gil;
+        philox_normal(op);
+      },
+      py::arg("seeds"), py::arg("nodes"), py::arg("stream"), py::arg("out"), py::arg("num_rows"),
+      py::arg("num_elements"), py::arg("max_threads"));
+}
+
+}  // namespace
+
+void define_cpu_ops(py::module_& m) {
+  define<float>(m, "_float32");
+  define<double>(m, "_float64");
+}
+
+}  // namespace ctd

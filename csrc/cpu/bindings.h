@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace ctd {
+
+// The sampling operations for CPU tensors, whose facades are ctd_engine/ops/*/cpp.py.
+void define_cpu_ops(pybind11::module_& m);
+
+}  // namespace ctd
