@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class Handle:
     def __init__(self, num_points: int) -> None:
         self._is_cancelled = False
         self._future: Future[SampleResult] = Future()
+        # so that whoever gives up waiting does not cancel it for others
+        self._future.set_running_or_notify_cancel()
         self._progress = RequestProgress(RequestState.QUEUED, 0, 0, 0, num_points)
         self._watchers: list[_Watcher] = []
         self._lock = threading.Lock()
@@ -80,7 +83,27 @@ class Handle:
             Exception: what the model or the request's own functions raised, or RuntimeError where
                 the engine was shut down by an error.
         """
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        except FutureTimeoutError as error:
+            if self.done():
+                raise
+            # its own class before Python 3.11
+            raise TimeoutError(f"no result after {timeout:g} s") from error
+
+    def error(self) -> BaseException | None:
+        """Why there is no result; None while it is not known, and for a request that has one."""
+        return self._future.exception(0) if self.done() else None
+
+    def add_done_callback(self, callback: Callable[[Handle], object]) -> None:
+        """Call `callback(handle)` at the end, in the engine's thread; at once if it was."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Whether it has ended, after at most `timeout` seconds."""
+        if not self.done():
+            await asyncio.wait({asyncio.wrap_future(self._future)}, timeout=timeout)
+        return self.done()
 
     def __await__(self) -> Generator[Any, None, SampleResult]:
         # a task that gives up waiting does not take the result from others
@@ -90,7 +113,7 @@ class Handle:
         """Ask for an early end: after the round that is running, with the best estimates so far."""
         self._is_cancelled = True
 
-    async def previews(self) -> AsyncIterator[torch.Tensor]:
+    async def previews(self) -> AsyncGenerator[torch.Tensor, None]:
         """Estimates of the samples [B, *shape], newest first where the reader is slow.
 
         One after every round of the request, NaN for samples that have not begun; ends with the

@@ -213,6 +213,11 @@ class Engine:
         return handle
 
     @property
+    def is_alive(self) -> bool:
+        """Whether requests are taken and sampled."""
+        return self._thread.is_alive() and not self._is_closed
+
+    @property
     def stats(self) -> EngineStats:
         """Counts of rounds, model rows and requests."""
         return self._core.stats

@@ -13,6 +13,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "Train a denoiser on digits, points or images.",
     "sample": "Sample a checkpoint, in parallel or sequentially.",
+    "serve": "Serve a checkpoint over HTTP, many requests at once.",
     "demo": "Sample 64 digits both ways, compare them, draw the pictures.",
     "experiment": "Compare denoising with contrastive training in 1D, 2D and on digits.",
     "info": "Tell which back-ends are active, and why others are not.",

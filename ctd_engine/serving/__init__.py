@@ -1,0 +1,1 @@
+"""An HTTP service on an `Engine`: `ctd-engine serve`. Needs the extra "serve"."""
