@@ -26,6 +26,7 @@ SOURCES = [
     "csrc/cpu/picard_update.cpp",
     "csrc/cpu/predict_guess.cpp",
     "csrc/cpu/rows.cpp",
+    "csrc/cpu/secant_slopes.cpp",
     "csrc/window_scheduler.cpp",
 ]
 HEADERS = [

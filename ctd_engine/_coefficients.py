@@ -12,7 +12,7 @@ from ctd_engine.ops.picard_update import Coefficients
 
 __all__ = ["METHODS", "bound_rule", "copying", "picard_slopes", "ruled", "solver_coefficients"]
 
-METHODS = ("picard", "order_k", "data", "gaussian")
+METHODS = ("picard", "order_k", "data", "gaussian", "secant")
 # of images in [-1, 1], and the sigma_data of EDM (Karras et al. 2022, table 1)
 DATA_STD = 0.5
 
@@ -23,7 +23,7 @@ def picard_slopes(table: SolverTable, method: str) -> torch.Tensor:
     "picard": 1, ParaDiGMS (arXiv 2305.16317, Alg. 1); "order_k": A, the raw recurrence (ParaTAA,
     arXiv 2402.09970); "data": A of the recurrence written in x0; "gaussian": the derivative of the
     step for data N(mean, 0.5² I), whose exact x0 changes by J = 0.25 alpha / (0.25 alpha² + sigma²)
-    per change of x: Newton's method there.
+    per change of x: Newton's method there. "secant": 1, which measured slopes replace row by row.
     """
     if method == "order_k":
         return table.A

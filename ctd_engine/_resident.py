@@ -150,6 +150,7 @@ class ResidentRounds:
             row_entry=s.row_entry[:rows],
             row_offset=s.row_offset[:rows],
             max_length=self.window_size,
+            known=s.known,
         )
         count = s.start + s.length - s.known
         self.store.fill(s.slot, s.sample, s.known, count, self.window_size)

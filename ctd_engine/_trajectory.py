@@ -10,6 +10,7 @@ from ctd_engine.noise import CounterNoise, NoiseSource
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Windows, picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.secant_slopes import secant_slopes
 from ctd_engine.ops.trajectory_error import trajectory_error
 from ctd_engine.scheduling import RoundPlan
 from ctd_engine.solvers import SolverTable
@@ -25,7 +26,8 @@ def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
     def tensor(name: str) -> torch.Tensor:
         return torch.from_numpy(getattr(plan, name)).to(device)
 
-    names = ("slot", "start", "length", "row_slot", "row_node", "row_entry", "row_offset")
+    by_row = ("row_slot", "row_node", "row_entry", "row_offset")
+    names = ("slot", "start", "length", "known", *by_row)
     first_row = torch.from_numpy(plan.length.cumsum() - plan.length).to(device)
     return Windows(
         **{name: tensor(name) for name in names},
@@ -61,6 +63,8 @@ class TrajectoryStore:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
         self.x0 = torch.zeros_like(self.x)
+        # how far each point has moved since its last evaluation
+        self._change = torch.zeros_like(self.x) if method == "secant" else None
         # the last state of every node, [B, N + 1, D]; node 0 collects what is no point
         self._record = self.x.new_full((num_recorded, table.num_nodes + 1, num_elements), torch.nan)
         # and its last data prediction; here node N collects what is none
@@ -87,7 +91,8 @@ class TrajectoryStore:
     @property
     def state_bytes(self) -> int:
         """Bytes held for the whole run."""
-        return sum(ring.numel() * ring.element_size() for ring in (self.x, self.x0))
+        rings = (self.x, self.x0) if self._change is None else (self.x, self.x0, self._change)
+        return sum(ring.numel() * ring.element_size() for ring in rings)
 
     def trajectory(self, starts: torch.Tensor) -> torch.Tensor:
         """A copy of the recorded points [B, N + 1, D]; NaN where no window has been."""
@@ -202,6 +207,19 @@ class TrajectoryStore:
         else:
             m, added = self._apply(self._rule, windows, row_sample, m, m_null, guidance_scale)
             noise, m_null = {} if added is None else {"z": added}, None
+        slopes = None
+        if self._change is not None:
+            slopes = secant_slopes(
+                self.x,
+                self.x0,
+                self._change,
+                m,
+                windows,
+                self._coefficients,
+                m_null=m_null,
+                guidance_scale=guidance_scale,
+                backend=self.backend,
+            )
         partials = picard_update_(
             self.x,
             self.x0,
@@ -211,6 +229,8 @@ class TrajectoryStore:
             **noise,
             m_null=m_null,
             guidance_scale=guidance_scale,
+            slopes=slopes,
+            change=self._change,
             backend=self.backend,
         )
         if len(self._record) > 0:

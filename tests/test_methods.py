@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctd_engine import ParallelSampler, SequentialSampler
+from ctd_engine import ParallelSampler, SequentialSampler, StopReason, _trajectory
 from ctd_engine._coefficients import DATA_STD, picard_slopes
 from ctd_engine.exact import MixtureModel
+from ctd_engine.ops.secant_slopes import secant_slopes
 from small_problems import IDS, PROBLEMS, SHAPE, table_of
 
 NUM_STEPS = 20
@@ -86,3 +87,71 @@ def test_zero_guesses_with_the_noise_of_the_steps():
     for i in range(NUM_STEPS):
         assert (seen[0][i] - table.input_scale[i] * x[0]).abs().max() <= 1e-12
         x = table.A_x0[i] * x + table.C[i] * z[i]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_secant_is_newton_on_gaussian_data_of_any_width(problem):
+    """One pair tells all of the derivative there, whatever the data's deviation.
+
+    A round makes the pairs that the next one uses; then as with the right "gaussian". Steps that
+    look back on more than one node have a slope for all of them together, which is not exact.
+    """
+    table = table_of(problem, NUM_STEPS)
+    options = dict(guess="zero", tolerance=1e-6)
+    for std in (0.1, 0.4):
+        error, stats = run(table, std, method="secant", **options)
+        assert error <= (1e-9 if table.order == 1 else 1e-6)
+        assert table.order > 1 or stats.rounds <= 5
+    # at 0.1 the slope is far from 1
+    rounds = [run(table, 0.1, method=m, **options)[1].rounds for m in ("secant", "picard")]
+    assert rounds[0] < rounds[1]
+
+
+def test_secant_slopes_are_the_steps_derivative(monkeypatch):
+    """Recorded in a run on Gaussian data: the closed form wherever there was a pair, else 1."""
+    table = table_of(("ddpm", "linear_beta", "epsilon", {}), NUM_STEPS)
+    recorded = []
+
+    def recording(*arguments, **options):
+        slopes = secant_slopes(*arguments, **options)
+        recorded.append((arguments[4], slopes))
+        return slopes
+
+    monkeypatch.setattr(_trajectory, "secant_slopes", recording)
+    run(table, 0.3, method="secant", window_size=7)
+    alpha, sigma = table.alpha[:-1], table.sigma[:-1]
+    j = 0.3**2 * alpha / ((0.3 * alpha).square() + sigma.square())
+    exact = (table.A_x0 + table.B_x0 * j[:, None])[:, 0]
+    num_exact = 0
+    for windows, slopes in recorded:
+        # what was evaluated in the round before, but for final points, which no longer move
+        has_pair = windows.row_node < windows.known[windows.row_entry]
+        assert (slopes[~has_pair] == 1).all()
+        is_exact = (slopes - exact[windows.row_node].clamp(0.0, 1.0)).abs() < 1e-6
+        num_exact += int(is_exact[has_pair].sum())
+    assert num_exact >= 20
+
+
+def test_secant_holds_one_more_ring():
+    table = table_of(("ddpm", "linear_beta", "epsilon", {}), NUM_STEPS)
+    stats = [run(table, 0.5, method=method, window_size=5)[1] for method in ("picard", "secant")]
+    assert 2 * stats[1].state_bytes == 3 * stats[0].state_bytes == 3 * 2 * 3 * 6 * 6 * 8
+
+
+def test_secant_keeps_nan_in_its_sample():
+    """A sample that diverges, and the one that takes its slot, beside one that does not know."""
+    table = table_of(("ddpm", "linear_beta", "epsilon", {}), NUM_STEPS)
+    exact = MixtureModel(table, torch.full((1, 6), 0.7, dtype=torch.float64), 0.4)
+
+    def model(x, t, bad):
+        return torch.where(bad[:, None, None] & (t < 500)[:, None, None], torch.nan, exact(x, t))
+
+    options = dict(shape=SHAPE, solver=table, dtype=torch.float64, window_size=6, tolerance=0.0)
+    sampler = ParallelSampler(model, **options, method="secant", max_rows=12)
+    bad = torch.tensor([True, False, False])
+    result = sampler.sample(3, seeds=[1, 2, 3], cond={"bad": bad})
+    assert result.stop_reasons[0] is StopReason.DIVERGED
+    assert result.samples[0].isnan().all()
+    oracle = SequentialSampler(exact, shape=SHAPE, solver=table, dtype=torch.float64)
+    want = oracle.sample(2, seeds=[2, 3]).samples
+    assert (result.samples[1:] - want).abs().max() <= 1e-9

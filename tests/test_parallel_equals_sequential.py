@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ctd_engine import ParallelSampler, SequentialSampler, StopReason, solvers
+from ctd_engine._coefficients import METHODS
 from ctd_engine.parametrization import PREDICTIONS
 from small_problems import IDS, PROBLEMS, SHAPE, mixture, table_of
 
@@ -63,7 +64,7 @@ def test_window_1_is_bitwise_equal(problem):
     assert parallel.stats.evaluations == sequential.stats.evaluations
 
 
-@pytest.mark.parametrize("method", ["picard", "order_k", "data", "gaussian"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("guess", ["predicted", "zero", "copy"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
 def test_every_method_and_guess(problem, guess, method):

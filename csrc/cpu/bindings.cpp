@@ -97,6 +97,40 @@ void define(py::module_& m, const std::string& suffix) {
       py::arg("partials"), py::arg("shape"), py::arg("guidance_scale"), py::arg("clip"),
       py::arg("max_threads"));
   m.def(
+      name("secant_slopes").c_str(),
+      [](RingArgument x, RingArgument x0, RingArgument change, RowsArgument m, RowsArgument m_null,
+         TablesArgument table, std::tuple<Address, Address, Address, Address, Index> indices,
+         Address slopes, std::tuple<Index, Index, Index, Index> shape, double guidance_scale,
+         py::object clip, Index max_threads) {
+        const auto [num_slots, num_nodes, num_rows, num_elements] = shape;
+        const auto [row_slot, row_node, row_entry, known, num_entries] = indices;
+        const bool clips = !clip.is_none();
+        const SecantSlopes<T> op{ring<T>(x, num_nodes),
+                                 ring<T>(x0, num_nodes),
+                                 ring<T>(change, num_nodes),
+                                 rows<T>(m),
+                                 rows<T>(m_null),
+                                 tables<T>(table),
+                                 pointer<Index>(row_slot),
+                                 pointer<Index>(row_node),
+                                 pointer<Index>(row_entry),
+                                 pointer<Index>(known),
+                                 num_entries,
+                                 pointer<T>(slopes),
+                                 num_slots,
+                                 num_rows,
+                                 num_elements,
+                                 static_cast<T>(guidance_scale),
+                                 clips,
+                                 static_cast<T>(clips ? clip.cast<double>() : 0.0),
+                                 max_threads};
+        const py::gil_scoped_release without_gil;
+        secant_slopes(op);
+      },
+      py::arg("x"), py::arg("x0"), py::arg("change"), py::arg("m"), py::arg("m_null"),
+      py::arg("tables"), py::arg("indices"), py::arg("slopes"), py::arg("shape"),
+      py::arg("guidance_scale"), py::arg("clip"), py::arg("max_threads"));
+  m.def(
       name("predict_guess").c_str(),
       [](RingArgument x, RingArgument x0, std::tuple<Address, Index, Index> z, Address seeds,
          Address slot, Address known, Address count, Index num_windows, Index max_count,

@@ -75,6 +75,22 @@ struct PicardUpdate {
 };
 
 template <class T>
+struct SecantSlopes {
+  Ring<T> x, x0, change;
+  Rows<T> m, m_null;  // the last may be null
+  Tables<T> tables;
+  const Index *row_slot, *row_node, *row_entry;  // [rows]
+  const Index* known;                            // [A]
+  Index num_entries;                             // A
+  T* slopes;                                     // [rows]
+  Index num_slots, num_rows, num_elements;
+  T guidance_scale;
+  bool clips;
+  T clip;
+  Index max_threads;
+};
+
+template <class T>
 struct PredictGuess {
   Ring<T> x, x0;
   const T* z;  // [A, max_count, D], may be null
@@ -118,6 +134,8 @@ struct Normals {
 
 template <class T>
 void picard_update(const PicardUpdate<T>& op);
+template <class T>
+void secant_slopes(const SecantSlopes<T>& op);
 template <class T>
 void predict_guess(const PredictGuess<T>& op);
 template <class T>

@@ -76,6 +76,9 @@ class Windows:
     first_row[a] + length[a] - 1` of the model's batch. The same by row, int64 [rows]: `row_slot`,
     `row_node`, `row_entry` (which entry) and `row_offset` (node less start).
 
+    `known`, int64 [A], is the last node that held a value before the round's guess: nodes before it
+    were evaluated in the entry's last round. `secant_slopes` alone reads it.
+
     Raises:
         TypeError, ValueError: types, shapes or devices do not fit together.
     """
@@ -89,6 +92,7 @@ class Windows:
     row_entry: torch.Tensor
     row_offset: torch.Tensor
     max_length: int
+    known: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         device = self.slot.device
@@ -98,6 +102,8 @@ class Windows:
             "length": self.length,
             "first_row": self.first_row,
         }
+        if self.known is not None:
+            by_entry["known"] = self.known
         by_row = {
             "row_slot": self.row_slot,
             "row_node": self.row_node,
@@ -119,6 +125,8 @@ def picard_update_(
     seeds: torch.Tensor | None = None,
     m_null: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
+    slopes: torch.Tensor | None = None,
+    change: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Update x and x0 in place from the model's outputs; equation 3 of `docs/algorithm.md`.
@@ -135,6 +143,9 @@ def picard_update_(
             neither the solver adds no noise.
         m_null: unconditional outputs [rows, D]; m is then m_null + guidance_scale (m - m_null).
         guidance_scale: read with m_null only.
+        slopes: [rows] in the dtype of x, in the place of G's first column, row by row; see
+            `secant_slopes`.
+        change: ring [S, R, D] like x, which receives x_new - x_old of every point that x does.
         backend: None (Triton on CUDA, C++ on the CPU, else the reference), "reference", "cpp" or
             "triton".
 
@@ -148,7 +159,7 @@ def picard_update_(
             the backend is unknown.
         RuntimeError: the named backend cannot run on these tensors.
     """
-    _check(x, x0, m, windows, coefficients, z, seeds, m_null)
+    _check(x, x0, m, windows, coefficients, z, seeds, m_null, slopes, change)
     implementation = picard_update_reference_
     chosen = resolve(backend, x, m, has_cpp=True)
     if chosen == "triton":
@@ -169,6 +180,8 @@ def picard_update_(
         seeds=seeds,
         m_null=m_null,
         guidance_scale=guidance_scale,
+        slopes=slopes,
+        change=change,
     )
 
 
@@ -181,6 +194,8 @@ def _check(
     z: torch.Tensor | None,
     seeds: torch.Tensor | None,
     m_null: torch.Tensor | None,
+    slopes: torch.Tensor | None,
+    change: torch.Tensor | None,
 ) -> None:
     c = coefficients
     _checks.check_states(x, x0, windows.max_length, "max_length", c.C, c.order)
@@ -190,4 +205,8 @@ def _check(
     _checks.check_tensor("m", m, rows, "[rows, D]", None, device)
     if m_null is not None:
         _checks.check_tensor("m_null", m_null, rows, "[rows, D]", None, device)
+    if slopes is not None:
+        _checks.check_tensor("slopes", slopes, rows[:1], "[rows]", x.dtype, device)
+    if change is not None:
+        _checks.check_ring("change", change, like=x)
     _checks.check_noise(z, seeds, rows, "[rows, D]", num_windows, device)

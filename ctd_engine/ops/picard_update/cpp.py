@@ -33,8 +33,8 @@ def picard_update_cpp(
     seeds: torch.Tensor | None,
     m_null: torch.Tensor | None,
     guidance_scale: float,
-    slopes: torch.Tensor | None = None,
-    change: torch.Tensor | None = None,
+    slopes: torch.Tensor | None,
+    change: torch.Tensor | None,
 ) -> torch.Tensor:
     """Call the kernel; arguments as `picard_update_`."""
     w, dtype = windows, x.dtype

@@ -43,6 +43,7 @@ def _walk_kernel(
     m_ptr,  # [rows, D] raw model outputs
     m_null_ptr,  # [rows, D], read if HAS_GUIDANCE
     guidance_ptr,  # [1] guidance scale, read if HAS_GUIDANCE
+    slope_ptr,  # [rows] in the place of G's first column, read if HAS_SLOPES
     z_ptr,  # [rows, D], read if NOISE is given
     seed_ptr,  # [A] int64, read if NOISE is from the counter
     slot_ptr,  # [A] int64
@@ -55,7 +56,8 @@ def _walk_kernel(
     g_ptr,  # [N, K]
     p_ptr,  # [N]
     q_ptr,  # [N]
-    # output
+    # outputs
+    change_ptr,  # [S, R, D] x_new - x_old, written if HAS_CHANGE
     partial_ptr,  # [A, max_length, blocks] sums of squared changes
     # sizes
     num_elements,  # D
@@ -66,6 +68,8 @@ def _walk_kernel(
     stride_x_r,
     stride_x0_s,
     stride_x0_r,
+    stride_change_s,
+    stride_change_r,
     stride_m_r,
     stride_m_null_r,
     stride_z_r,
@@ -74,6 +78,8 @@ def _walk_kernel(
     NOISE: tl.constexpr,
     CLIP: tl.constexpr,  # a number or None
     HAS_GUIDANCE: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    HAS_CHANGE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     entry = tl.program_id(0).to(tl.int64)
@@ -90,6 +96,7 @@ def _walk_kernel(
     slot = tl.load(slot_ptr + entry)
     x_ptrs = x_ptr + slot * stride_x_s + offs_d
     x0_ptrs = x0_ptr + slot * stride_x0_s + offs_d
+    change_ptrs = change_ptr + slot * stride_change_s + offs_d
     seed = tl.zeros((), dtype=tl.int64)
     if NOISE == NOISE_COUNTER:
         seed = tl.load(seed_ptr + entry)
@@ -138,7 +145,8 @@ def _walk_kernel(
         if NOISE == NOISE_COUNTER:
             z = philox_normal_1d(seed, node, STREAM_STEP, quarter, dtype)
             new += tl.load(c_ptr + node) * z
-        new += tl.load(g_ptr + node * K) * change
+        slope_ptrs = slope_ptr + row if HAS_SLOPES else g_ptr + node * K
+        new += tl.load(slope_ptrs) * change
         if K >= 2:
             new += tl.load(g_ptr + node * K + 1) * change_1
         if K >= 3:
@@ -151,6 +159,8 @@ def _walk_kernel(
         change_2 = change_1
         change_1 = change
         change = new - old
+        if HAS_CHANGE:
+            tl.store(change_ptrs + _at(node + 1, ring, stride_change_r), change, mask=mask_d)
         squares = tl.where(mask_d, change * change, 0.0)
         partial = partial_ptr + (entry * max_length + j) * tl.num_programs(1) + pid_d
         tl.store(partial, tl.sum(squares, axis=0))
@@ -172,6 +182,8 @@ def picard_update_triton(
     seeds: torch.Tensor | None,
     m_null: torch.Tensor | None,
     guidance_scale: float,
+    slopes: torch.Tensor | None,
+    change: torch.Tensor | None,
 ) -> torch.Tensor:
     """Launch one of the two kernels; arguments as `picard_update_`."""
     return launch(
@@ -184,6 +196,8 @@ def picard_update_triton(
         seeds=seeds,
         m_null=m_null,
         guidance_scale=guidance_scale,
+        slopes=slopes,
+        change=change,
         blocks=_tuning.scan(
             len(windows.slot),
             windows.max_length,
@@ -205,6 +219,8 @@ def launch(
     seeds: torch.Tensor | None,
     m_null: torch.Tensor | None,
     guidance_scale: float,
+    slopes: torch.Tensor | None = None,
+    change: torch.Tensor | None = None,
     blocks: _tuning.Blocks,
 ) -> torch.Tensor:
     """The same with given blocks, for tests and tuning."""
@@ -219,7 +235,7 @@ def launch(
     if m_null is not None:
         guidance = torch.full((1,), guidance_scale, dtype=x.dtype, device=x.device)
     # an unused pointer gets any tensor
-    given, null = (t if t is not None else x for t in (z, m_null))
+    given, null, into = (t if t is not None else x for t in (z, m_null, change))
     noise = NOISE_GIVEN if z is not None else NOISE_COUNTER if seeds is not None else NOISE_NONE
     arguments = dict(
         x_ptr=x,
@@ -227,6 +243,7 @@ def launch(
         m_ptr=m,
         m_null_ptr=null,
         guidance_ptr=guidance,
+        slope_ptr=c.G if slopes is None else slopes.contiguous(),
         z_ptr=given,
         seed_ptr=w.slot if seeds is None else seeds.contiguous(),
         slot_ptr=w.slot.contiguous(),
@@ -239,6 +256,7 @@ def launch(
         g_ptr=c.G.contiguous(),
         p_ptr=c.P.contiguous(),
         q_ptr=c.Q.contiguous(),
+        change_ptr=into,
         partial_ptr=partials,
         num_elements=num_elements,
         ring=ring,
@@ -247,6 +265,8 @@ def launch(
         stride_x_r=x.stride(1),
         stride_x0_s=x0.stride(0),
         stride_x0_r=x0.stride(1),
+        stride_change_s=into.stride(0),
+        stride_change_r=into.stride(1),
         stride_m_r=m.stride(0),
         stride_m_null_r=null.stride(0),
         stride_z_r=given.stride(0),
@@ -254,6 +274,8 @@ def launch(
         NOISE=noise,
         CLIP=c.clip,
         HAS_GUIDANCE=m_null is not None,
+        HAS_SLOPES=slopes is not None,
+        HAS_CHANGE=change is not None,
         BLOCK_D=blocks.elements,
         num_warps=blocks.num_warps,
     )

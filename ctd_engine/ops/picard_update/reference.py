@@ -100,6 +100,8 @@ def picard_update_reference_(
     seeds: torch.Tensor | None,  # [A]
     m_null: torch.Tensor | None,  # [rows, D]
     guidance_scale: float,
+    slopes: torch.Tensor | None,  # [rows]
+    change: torch.Tensor | None,  # [S, R, D]
 ) -> torch.Tensor:
     """x0 from the outputs, one solver step from every old point, then the scan: [A, L, 1]."""
     ring, w, c = x.shape[1], windows, coefficients
@@ -124,6 +126,8 @@ def picard_update_reference_(
         estimates[:, None] if order == 1 else _history(x0, w, order),
     )
     old_rows, g_rows = x[w.row_slot, there], c.G[w.row_node]
+    if slopes is not None:
+        g_rows[:, 0] = slopes
     num_windows, length = len(w.slot), w.max_length
     if len(w.row_slot) == num_windows * length:
         # windows of one length: their rows are the rectangle already
@@ -131,13 +135,16 @@ def picard_update_reference_(
             rows.view(num_windows, length, rows.shape[1]) for rows in (base_rows, old_rows, g_rows)
         )
         new, squares = picard_scan(base, old, g)
-        x[w.row_slot, there] = new.view(old_rows.shape)
-        return squares[:, :, None]
-    # ragged rows -> a padded rectangle for the scan along the window
-    padded, at = (num_windows, length), (w.row_entry, w.row_offset)
-    base, g = x.new_zeros(*padded, x.shape[2]), x.new_zeros(*padded, order)
-    old = torch.zeros_like(base)
-    base[at], old[at], g[at] = base_rows, old_rows, g_rows
-    new, squares = picard_scan(base, old, g)
-    x[w.row_slot, there] = new[at]
+        new_rows = new.view(old_rows.shape)
+    else:
+        # ragged rows -> a padded rectangle for the scan along the window
+        padded, at = (num_windows, length), (w.row_entry, w.row_offset)
+        base, g = x.new_zeros(*padded, x.shape[2]), x.new_zeros(*padded, order)
+        old = torch.zeros_like(base)
+        base[at], old[at], g[at] = base_rows, old_rows, g_rows
+        new, squares = picard_scan(base, old, g)
+        new_rows = new[at]
+    x[w.row_slot, there] = new_rows
+    if change is not None:
+        change[w.row_slot, there] = new_rows - old_rows
     return squares[:, :, None]

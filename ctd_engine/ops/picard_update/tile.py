@@ -72,6 +72,7 @@ def _tile_kernel(
     m_ptr,
     m_null_ptr,
     guidance_ptr,
+    slope_ptr,
     z_ptr,
     seed_ptr,
     slot_ptr,
@@ -84,6 +85,7 @@ def _tile_kernel(
     g_ptr,
     p_ptr,
     q_ptr,
+    change_ptr,
     partial_ptr,
     num_elements,
     ring,
@@ -92,6 +94,8 @@ def _tile_kernel(
     stride_x_r,
     stride_x0_s,
     stride_x0_r,
+    stride_change_s,
+    stride_change_r,
     stride_m_r,
     stride_m_null_r,
     stride_z_r,
@@ -99,6 +103,8 @@ def _tile_kernel(
     NOISE: tl.constexpr,
     CLIP: tl.constexpr,
     HAS_GUIDANCE: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    HAS_CHANGE: tl.constexpr,
     BLOCK_L: tl.constexpr,  # at least max_length
     BLOCK_D: tl.constexpr,
 ):
@@ -167,7 +173,8 @@ def _tile_kernel(
     old = tl.load(there, mask=mask, other=0.0)
     # d_{i+1} = G_i d_i + (base - old), from d = 0 at the window's first point
     step = tl.where(mask, new - old, 0.0)
-    g = tl.load(g_ptr + nodes * K, mask=mask_l, other=0.0) + tl.zeros_like(new)
+    slope_ptrs = slope_ptr + rows if HAS_SLOPES else g_ptr + nodes * K
+    g = tl.load(slope_ptrs, mask=mask_l, other=0.0) + tl.zeros_like(new)
     _, change = tl.associative_scan((g, step), 0, _linear)
     # G d of what came before alone: exactly 0 where nothing has changed, so that base stays
     new += change - step
@@ -177,6 +184,9 @@ def _tile_kernel(
     tl.store(x0_ptrs + _at(nodes, ring, stride_x0_r), x0_now, mask=mask)
     tl.store(there, new, mask=mask)
     change = new - old
+    if HAS_CHANGE:
+        change_ptrs = change_ptr + slot * stride_change_s + offs_d
+        tl.store(change_ptrs + _at(nodes + 1, ring, stride_change_r), change, mask=mask)
     squares = tl.where(mask, change * change, 0.0)
     offs_l = tl.arange(0, BLOCK_L)
     partial = partial_ptr + (entry * max_length + offs_l) * tl.num_programs(1) + pid_d
