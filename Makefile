@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LINT_STAMP := $(VENV)/.lint-installed
+DOCS_STAMP := $(VENV)/.docs-installed
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 SOURCES := pyproject.toml setup.py constraints.txt $(CPP)
 # build tools are pinned too; torch is never one of them
 PIP := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 
-.PHONY: demo test bench gpu-check lint format clean
+.PHONY: demo test bench docs gpu-check lint format clean
 
 demo: $(STAMP)
 	$(BIN)/ctd-engine demo $(ARGS)
@@ -19,6 +20,11 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# into build/docs; a link that leads nowhere is an error
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	@echo "build/docs/index.html"
 
 # on a machine with a GPU, with its own python3, torch and Triton: nothing is downloaded
 gpu-check:
@@ -48,6 +54,11 @@ $(STAMP): $(SOURCES)
 
 $(LINT_STAMP): $(STAMP)
 	@$(PIP) -e '.[lint]'
+	@touch $@
+
+# the package is there already: only the extra's own packages are installed
+$(DOCS_STAMP): $(STAMP)
+	@$(PIP) 'ctd_engine[docs]'
 	@touch $@
 
 clean:
