@@ -25,7 +25,7 @@ class ModelInputs:
     cond: dict[str, Any]
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def piece(self, begin: int, end: int) -> ModelInputs:
         """The rows from begin to end."""

@@ -19,7 +19,7 @@ from ctd_engine._run_settings import (
     num_slots_for,
     scheduler_sizes,
 )
-from ctd_engine._trajectory import to_windows
+from ctd_engine._trajectory import to_tensors, to_windows
 from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
 from ctd_engine.scheduling import Finished, make_scheduler
 
@@ -73,9 +73,7 @@ class Rounds:
         self._store.guess(plan)
         self._plan = plan
         self._windows = to_windows(plan, device)
-        self._sample, self._row_sample = (
-            torch.from_numpy(values).to(device) for values in (plan.sample, plan.row_sample)
-        )
+        self._sample, self._row_sample = to_tensors((plan.sample, plan.row_sample), device)
         x, t = self._store.model_rows(self._windows, self._settings.model_dtype)
         return self.request.denoiser.inputs(x, t, self._row_sample)
 
@@ -94,7 +92,7 @@ class Rounds:
         """Move the windows past what was accepted; the samples that ended, with results kept."""
         plan = self._plan
         # sync: the scheduler runs on the host and needs every window's advance
-        accepted, finite = (values.cpu().numpy() for values in self._moves)
+        accepted, finite = (values.numpy(force=True) for values in self._moves)
         finished = self._scheduler.step(accepted, finite)
         self._history.append(RoundRecord(plan.sample, plan.start, plan.length))
         self._evaluations += len(plan.row_slot)
@@ -208,7 +206,8 @@ def _evaluate(
             for part in parts:
                 _evaluate([part], outputs, errors)
     else:
-        pieces = torch.split(joined, [len(inputs) for _, inputs in parts])
+        sizes = [len(inputs) for _, inputs in parts]
+        pieces = (joined,) if len(parts) == 1 else torch.split(joined, sizes)
         outputs.update((rounds, piece) for (rounds, _), piece in zip(parts, pieces, strict=True))
 
 

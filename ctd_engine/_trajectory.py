@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from ctd_engine._coefficients import bound_rule, copying, ruled, solver_coefficients
 from ctd_engine._output_rule import BoundRule
-from ctd_engine.noise import CounterNoise, NoiseSource
+from ctd_engine.noise import CounterNoise, NoiseSource, TensorNoise
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Windows, picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.record_points import record_points_
 from ctd_engine.ops.secant_slopes import secant_slopes
 from ctd_engine.ops.trajectory_error import trajectory_error
 from ctd_engine.scheduling import RoundPlan
+from ctd_engine.scheduling.plan import IntArray
 from ctd_engine.solvers import SolverTable
 
-__all__ = ["GUESSES", "TrajectoryStore", "to_windows"]
+__all__ = ["GUESSES", "TrajectoryStore", "to_tensors", "to_windows"]
 
 GUESSES = ("predicted", "zero", "copy")
 
 
+def to_tensors(columns: Iterable[IntArray], device: torch.device) -> list[torch.Tensor]:
+    """A round's numbers on the sampler's device; on the CPU without a copy."""
+    tensors = [torch.from_numpy(values) for values in columns]
+    return tensors if device.type == "cpu" else [t.to(device) for t in tensors]
+
+
 def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
     """The round's decisions as tensors on the sampler's device."""
-
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(getattr(plan, name)).to(device)
-
     by_row = ("row_slot", "row_node", "row_entry", "row_offset")
     names = ("slot", "start", "length", "known", *by_row)
-    first_row = torch.from_numpy(plan.length.cumsum() - plan.length).to(device)
-    return Windows(
-        **{name: tensor(name) for name in names},
-        first_row=first_row,
-        max_length=int(plan.length.max()),
-    )
+    first_row = plan.length.cumsum() - plan.length
+    columns = to_tensors([*(getattr(plan, name) for name in names), first_row], device)
+    max_length = int(plan.length.max())
+    return Windows(**dict(zip((*names, "first_row"), columns, strict=True)), max_length=max_length)
 
 
 class TrajectoryStore:
@@ -109,16 +113,14 @@ class TrajectoryStore:
 
     def _keep(self, windows: Windows, sample: torch.Tensor) -> None:
         # a node is written until it is accepted, so that its last value is the accepted one
-        offsets = torch.arange(windows.max_length, device=self.x.device)
-        nodes = windows.start[:, None] + 1 + offsets
-        is_inside = offsets < windows.length[:, None]
-        nodes = nodes.where(is_inside, 0)
-        points = self.x[windows.slot[:, None], nodes % self.x.shape[1]]
-        self._record[sample[:, None], nodes] = points
+        w, most, backend = windows, windows.max_length, self.backend
+        updated = w.start + 1, w.length, most
+        record_points_(self._record, self.x, w.slot, sample, *updated, spare=0, backend=backend)
         if len(self._record_x0) > 0:
-            nodes = (nodes - 1).where(is_inside, self.num_nodes)
-            estimates = self.x0[windows.slot[:, None], nodes % self.x.shape[1]]
-            self._record_x0[sample[:, None], nodes] = estimates
+            evaluated, spare = (w.start, w.length, most), self.num_nodes
+            record_points_(
+                self._record_x0, self.x0, w.slot, sample, *evaluated, spare=spare, backend=backend
+            )
 
     def admit(self, slot: int, x_initial: torch.Tensor) -> None:
         """Start a sample in a slot; what its predecessor left is never read."""
@@ -127,14 +129,15 @@ class TrajectoryStore:
     def guess(self, plan: RoundPlan) -> None:
         """Fill the points of the plan's windows that hold nothing yet."""
         count = plan.start + plan.length - plan.known
-        is_open = count > 0
-        if not is_open.any():
+        most = int(count.max())
+        if most <= 0:
             return
-        slot, sample, known, counts = (
-            torch.from_numpy(values[is_open]).to(self.x.device)
-            for values in (plan.slot, plan.sample, plan.known, count)
-        )
-        self.fill(slot, sample, known, counts, int(count.max()))
+        columns = [plan.slot, plan.sample, plan.known, count]
+        if len(count) > 1:
+            is_open = count > 0
+            columns = [values[is_open] for values in columns]
+        slot, sample, known, counts = to_tensors(columns, self.x.device)
+        self.fill(slot, sample, known, counts, most)
 
     def fill(
         self,
@@ -165,11 +168,22 @@ class TrajectoryStore:
             return {}
         if isinstance(self._noise, CounterNoise):
             return {"seeds": self._noise.seeds(sample)}
+        if (given := self._given_in_a_row(sample, first, max_count)) is not None:
+            return {"z": given[None]}
         offsets = torch.arange(max_count, device=sample.device)
         nodes = (first[:, None] + offsets).clamp(max=self.num_nodes - 1)
         samples = sample.clamp(min=0)[:, None].expand_as(nodes)
         z = self._noise.step(nodes.flatten(), samples.flatten(), self.x.dtype)
         return {"z": z.view(*nodes.shape, -1)}
+
+    def _given_in_a_row(
+        self, sample: torch.Tensor, first: torch.Tensor, count: int
+    ) -> torch.Tensor | None:
+        # of a single window: to be read where it lies, as large as the window's states
+        noise = self._noise
+        if not isinstance(noise, TensorNoise) or len(sample) != 1 or sample.is_cuda:
+            return None
+        return noise.steps_of(int(sample), int(first), count)
 
     def _step_noise(
         self, windows: Windows, sample: torch.Tensor, row_sample: torch.Tensor
@@ -178,6 +192,9 @@ class TrajectoryStore:
             return {}
         if isinstance(self._noise, CounterNoise):
             return {"seeds": self._noise.seeds(sample)}
+        given = self._given_in_a_row(sample, windows.start, len(windows.row_node))
+        if given is not None:
+            return {"z": given}
         return {"z": self._noise.step(windows.row_node, row_sample, self.x.dtype)}
 
     def model_rows(self, windows: Windows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -249,6 +249,10 @@ class TensorNoise:
         """Initial noise [R, D] of the base source."""
         return self._base.initial(samples, dtype)
 
+    def steps_of(self, sample: int, first: int, count: int) -> torch.Tensor:
+        """The noise of nodes first .. first + count - 1 of one sample [count, D], not copied."""
+        return self._noise[first : first + count, sample]
+
     def step(self, nodes: torch.Tensor, samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of the given tensor."""
         return self._noise[nodes, samples].to(dtype)

@@ -14,6 +14,7 @@ from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
 from ctd_engine.ops.picard_update.cpp import CHUNK
 from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.record_points import record_points_
 from ctd_engine.ops.trajectory_error import trajectory_error
 from ragged_problem import ENTRIES, NUM_NODES, NUM_SLOTS, RING, guarded, in_double, problem
 
@@ -366,3 +367,29 @@ def test_a_named_backend_that_cannot_run_tells_every_reason(monkeypatch):
         assert part in message
     with pytest.raises(RuntimeError, match="this operation has no C\\+\\+ kernel"):
         resolve("cpp", state)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("num_elements", [1, 7])
+def test_record_keeps_the_points_of_windows_alone(num_elements, backend):
+    _, x, _, w, _, _ = problem(1, num_elements, torch.float64)
+    sample = guarded(torch.tensor([2, 0, 5, 1]))
+    record = guarded(torch.full((6, NUM_NODES + 1, num_elements), math.nan).double())
+    want = record.clone()
+    for (slot, start, length), b in zip(ENTRIES, sample.tolist(), strict=True):
+        for node in range(start + 1, start + 1 + length):
+            want[b, node] = x[slot, node % RING]
+    arguments = (record, x, w.slot, sample, w.start + 1, w.length, w.max_length)
+    record_points_(*arguments, spare=0, backend=backend)
+    assert_same(record[:, 1:], want[:, 1:])
+    assert torch.isfinite(record[:, 1:]).any(2).sum() == sum(length for _, _, length in ENTRIES)
+
+
+def test_record_refuses_nodes_that_it_has_no_place_for():
+    _, x, _, w, _, _ = problem(1, 3, torch.float64)
+    record = torch.zeros(6, 20, 3, dtype=torch.float64)
+    arguments = (x, w.slot, torch.arange(4), w.start + 1, w.length, w.max_length)
+    with pytest.raises(IndexError, match="nodes 18 to 24 lie outside of the 20"):
+        record_points_(record, *arguments, spare=0, backend="cpp")
+    with pytest.raises(ValueError, match=r"record must have shape \(6, 20, 3\) = \[B, M, D\]"):
+        record_points_(record[:, :, :2], *arguments, spare=0)

@@ -160,14 +160,17 @@ void define(py::module_& m, const std::string& suffix) {
       py::arg("tables"), py::arg("shape"), py::arg("max_threads"));
   m.def(
       name("gather_rows").c_str(),
-      [](RingArgument x, Address row_slot, Address row_node, Address input_scale, Address out,
+      [](RingArgument x, Address row_slot, Address row_node, Address input_scale,
+         Address model_time, Address out, Address out_time,
          std::tuple<Index, Index, Index, Index> shape, Index num_scales, Index max_threads) {
         const auto [num_slots, num_nodes, num_rows, num_elements] = shape;
         const GatherRows<T> op{ring<T>(x, num_nodes),
                                pointer<Index>(row_slot),
                                pointer<Index>(row_node),
                                pointer<T>(input_scale),
+                               pointer<T>(model_time),
                                pointer<T>(out),
+                               pointer<T>(out_time),
                                num_rows,
                                num_slots,
                                num_scales,
@@ -177,7 +180,29 @@ void define(py::module_& m, const std::string& suffix) {
         gather_rows(op);
       },
       py::arg("x"), py::arg("row_slot"), py::arg("row_node"), py::arg("input_scale"),
-      py::arg("out"), py::arg("shape"), py::arg("num_scales"), py::arg("max_threads"));
+      py::arg("model_time"), py::arg("out"), py::arg("out_time"), py::arg("shape"),
+      py::arg("num_scales"), py::arg("max_threads"));
+  m.def(
+      name("record_points").c_str(),
+      [](RingArgument record, RingArgument points, Address slot, Address sample, Address first,
+         Address length, Index num_windows, std::tuple<Index, Index, Index> record_shape,
+         std::tuple<Index, Index, Index> ring_shape) {
+        const auto [num_samples, num_recorded, num_elements] = record_shape;
+        const RecordPoints<T> op{ring<T>(record, num_recorded),
+                                 ring<T>(points, std::get<1>(ring_shape)),
+                                 pointer<Index>(slot),
+                                 pointer<Index>(sample),
+                                 pointer<Index>(first),
+                                 pointer<Index>(length),
+                                 num_windows,
+                                 num_samples,
+                                 std::get<0>(ring_shape),
+                                 num_elements};
+        const py::gil_scoped_release without_gil;
+        record_points(op);
+      },
+      py::arg("record"), py::arg("ring"), py::arg("slot"), py::arg("sample"), py::arg("first"),
+      py::arg("length"), py::arg("num_windows"), py::arg("record_shape"), py::arg("ring_shape"));
   m.def(
       name("trajectory_error").c_str(),
       [](Address partials, std::tuple<Index, Index, Index> shape, Index num_elements,

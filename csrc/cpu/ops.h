@@ -106,11 +106,19 @@ struct PredictGuess {
 template <class T>
 struct GatherRows {
   Ring<T> x;
-  const Index *row_slot, *row_node;  // [rows]
-  const T* input_scale;              // [N]
-  T* out;                            // [rows, D]
+  const Index *row_slot, *row_node;   // [rows]
+  const T *input_scale, *model_time;  // [N], the second may be null
+  T *out, *out_time;                  // [rows, D], [rows]
   Index num_rows, num_slots, num_nodes, num_elements;
   Index max_threads;
+};
+
+template <class T>
+struct RecordPoints {
+  Ring<T> record;  // [B, M, D]: no node wraps around
+  Ring<T> ring;
+  const Index *slot, *sample, *first, *length;  // [A]
+  Index num_windows, num_samples, num_slots, num_elements;
 };
 
 template <class T>
@@ -140,6 +148,8 @@ template <class T>
 void predict_guess(const PredictGuess<T>& op);
 template <class T>
 void gather_rows(const GatherRows<T>& op);
+template <class T>
+void record_points(const RecordPoints<T>& op);
 template <class T>
 void trajectory_error(const TrajectoryError<T>& op);
 template <class T>

@@ -1,4 +1,4 @@
-// The two small operations: rows of the model's batch, and how far each window advances.
+// The small operations: rows of the model's batch, points kept, and how far each window advances.
 #include <algorithm>
 #include <cmath>
 
@@ -33,10 +33,26 @@ void gather_rows(const GatherRows<T>& op) {
   }
   const auto gather_row = [&](Index row) {
     const Index node = op.row_node[row];
+    if (op.model_time != nullptr) op.out_time[row] = op.model_time[node];
     scale_row(op.num_elements, op.input_scale[node], op.x.at(op.row_slot[row], node),
               op.out + row * op.num_elements);
   };
   for_each_item(op.num_rows, op.num_rows * op.num_elements, op.max_threads, gather_row);
+}
+
+template <class T>
+void record_points(const RecordPoints<T>& op) {
+  for (Index entry = 0; entry < op.num_windows; ++entry) {
+    const Index first = op.first[entry], end = first + op.length[entry];
+    if (op.length[entry] == 0) continue;
+    require_inside("slots", op.slot[entry], op.slot[entry] + 1, op.num_slots);
+    require_inside("samples", op.sample[entry], op.sample[entry] + 1, op.num_samples);
+    require_inside("nodes", first, end, op.record.num_nodes);
+    for (Index node = first; node < end; ++node) {
+      const T* point = op.ring.at(op.slot[entry], node);
+      std::copy(point, point + op.num_elements, op.record.at(op.sample[entry], node));
+    }
+  }
 }
 
 template <class T>
@@ -64,6 +80,8 @@ void trajectory_error(const TrajectoryError<T>& op) {
 
 template void gather_rows(const GatherRows<float>& op);
 template void gather_rows(const GatherRows<double>& op);
+template void record_points(const RecordPoints<float>& op);
+template void record_points(const RecordPoints<double>& op);
 template void trajectory_error(const TrajectoryError<float>& op);
 template void trajectory_error(const TrajectoryError<double>& op);
 

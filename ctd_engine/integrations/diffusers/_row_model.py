@@ -79,10 +79,12 @@ class RowModel:
         if len(parts) == 1:
             return parts[0]
         dtype = torch.promote_types(parts[0].dtype, torch.float32)
-        scales = self._scales[rows].to(dtype).view(len(rows), -1, *[1] * (x.dim() - 1))
-        combined = scales[:, 0] * parts[0]
-        for branch, part in enumerate(parts[1:], start=1):
-            combined = torch.addcmul(combined, scales[:, branch], part.to(dtype))
+        # those of a single sample hold for all rows
+        scales = self._scales if self._scales.shape[0] == 1 else self._scales[rows]
+        first, *others = scales.to(dtype).view(*scales.shape, *[1] * (x.dim() - 1)).unbind(1)
+        combined = first * parts[0]
+        for scale, part in zip(others, parts[1:], strict=True):
+            combined = torch.addcmul(combined, scale, part.to(dtype))
         return combined
 
     def _cond(self, number: int, call: ModelCall, at: Tensor, rows: Tensor) -> dict[str, Any]:

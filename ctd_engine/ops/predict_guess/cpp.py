@@ -41,7 +41,7 @@ def predict_guess_cpp(
         slot=slot.data_ptr(),
         known=known.data_ptr(),
         count=count.data_ptr(),
-        num_windows=len(slot),
+        num_windows=slot.shape[0],
         max_count=max_count,
         tables=tables,
         shape=tuple(x.shape),

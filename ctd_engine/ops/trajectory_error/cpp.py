@@ -24,7 +24,7 @@ def trajectory_error_cpp(
         shape=tuple(partials.shape),
         num_elements=num_elements,
         threshold=threshold.data_ptr(),
-        num_thresholds=len(threshold),
+        num_thresholds=threshold.shape[0],
         start=start.data_ptr(),
         length=length.data_ptr(),
         accepted=accepted.data_ptr(),
