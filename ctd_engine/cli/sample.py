@@ -13,6 +13,7 @@ import torch
 
 from ctd_engine import plots
 from ctd_engine._files import write_whole
+from ctd_engine.animation import Animation
 from ctd_engine.cli._common import emit, json_option, one_line_errors
 from ctd_engine.cli._launch import launched
 from ctd_engine.result import SampleResult, StopReason
@@ -42,6 +43,12 @@ __all__ = ["sample"]
 @click.option("--guidance", type=float, help="Classifier-free guidance scale.")
 @click.option("--clip/--no-clip", default=None, help="Clip x0 to [-1, 1] (default for images).")
 @click.option("--sequential", is_flag=True, help="One model call per step, as the oracle does.")
+@click.option(
+    "--animate",
+    type=click.Path(path_type=Path),
+    metavar="OUT.gif",
+    help="Also write how the trajectories settle, a frame per round; keeps all their points.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--split",
@@ -66,6 +73,7 @@ def sample(
     guidance: float | None,
     clip: bool | None,
     sequential: bool,
+    animate: Path | None,
     device: str,
     split: str,
     as_json: bool,
@@ -78,6 +86,8 @@ def sample(
         raise ValueError(f"--out must end in .png or .npy, got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: the folder {out.parent} is not there; make it first")
+    if animate is not None:
+        _check_animation(animate, sequential)
     trained = load_checkpoint(checkpoint)
     is_image = len(trained.shape) == 3
     cond, null_cond = _conditioning(trained, num_samples, label, guidance)
@@ -108,18 +118,25 @@ def sample(
                 process_group=launch.process_group,
                 split=split,
             )
+        if animate is not None and launch.process_group is not None:
+            raise ValueError("--animate runs in one process: start it without torchrun")
+        animation = None if animate is None else Animation(sampler.table.num_nodes)
         result = sampler.sample(
             num_samples,
             seed=seed,
             cond=cond,
             guidance_scale=guidance,
             progress=launch.is_first and not as_json,
+            callback=animation,
+            keep_trajectory=animation is not None,
         )
     if not launch.is_first:
         return
     data = trained.config["data"]
     samples = result.samples.cpu() * data["scale"] + data["offset"]
     write_whole(out, partial(_write_samples, samples=samples))
+    if animation is not None and animate is not None:
+        write_whole(animate, animation.save)
     values = _statistics(result, out)
     statistics = out.with_suffix(".json")
     write_whole(statistics, partial(_write_text, text=json.dumps(values, indent=1)))
@@ -129,12 +146,23 @@ def sample(
         f"{stats.evaluations / num_samples:.0f} evaluations per sample, {stats.wall_time_s:.1f} s\n"
         f"{statistics}: statistics"
     )
+    if animate is not None:
+        text += f"\n{animate}: the trajectories, round by round"
     if stats.plan is not None:
         text += f"\nwindow, chosen from measured times: {stats.plan.best.window_size} points"
     bad = sum(reason is not StopReason.CONVERGED for reason in result.stop_reasons)
     if bad:
         text += f"\n{bad} samples did not converge; the reasons are in {statistics}"
     emit(values, text, as_json)
+
+
+def _check_animation(path: Path, sequential: bool) -> None:
+    if path.suffix != ".gif":
+        raise ValueError(f"--animate must end in .gif, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--animate {path}: the folder {path.parent} is not there; make it first")
+    if sequential:
+        raise ValueError("--animate draws the rounds of a parallel run; leave out --sequential")
 
 
 def _conditioning(
