@@ -29,6 +29,7 @@ from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, SampleResult
 from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.scheduling import BACKENDS
+from ctd_engine.scheduling.sizes import ratio_of
 from ctd_engine.solvers import SolverTable
 from ctd_engine.window_plan import WindowPlan
 
@@ -65,8 +66,11 @@ class ParallelSampler(SamplerBase):
             run and with them the windows and, within the tolerance, the samples.
         tolerance: a point is accepted when its root mean squared change is at most `tolerance`
             times the standard deviation of the noise that the step from it adds.
-        method: slope of the update: "picard", "order_k", "data" or "gaussian"; `docs/methods.md`
-            says which one pays where.
+        adaptive_window: length of a sample's window over the smoothed advance of its last rounds,
+            such as 2.0; `window_size`, which then is a number, is the most. It saves evaluations
+            and costs rounds (`docs/methods.md`). None keeps windows whole.
+        method: slope of the update: "picard", "order_k", "data", "gaussian" or "secant", which
+            measures it and holds a third more state; `docs/methods.md` says which one pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
             point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
             (ParaDiGMS).
@@ -112,6 +116,7 @@ class ParallelSampler(SamplerBase):
         time: str | None = None,
         clip_x0: float | None = None,
         window_size: int | str = "auto",
+        adaptive_window: float | None = None,
         tolerance: float = 0.1,
         method: str = "picard",
         guess: str = "predicted",
@@ -150,6 +155,11 @@ class ParallelSampler(SamplerBase):
             raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
         if window_size == "auto" and lockstep:
             raise ValueError('lockstep needs a fixed window_size, got "auto"')
+        if adaptive_window is not None and (window_size == "auto" or lockstep):
+            raise ValueError(
+                'adaptive_window needs a fixed window_size and no lockstep: "auto" follows the '
+                "advance by itself, and in lockstep windows are whole"
+            )
         resolve(backend, torch.empty(0, device=self.device), has_cpp=True)
         nodes = self.table.num_nodes
         max_rounds = nodes if max_rounds is None else max_rounds
@@ -161,7 +171,7 @@ class ParallelSampler(SamplerBase):
             table=self.table,
             window_size=1 if isinstance(window_size, str) else window_size,
             first_window=1 if isinstance(window_size, str) else window_size,
-            window_ratio=0,
+            window_ratio=0 if adaptive_window is None else ratio_of(adaptive_window),
             tolerance=_checks.require_float("tolerance", tolerance, minimum=0.0),
             method=method,
             guess=guess,

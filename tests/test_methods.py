@@ -9,6 +9,7 @@ from ctd_engine import ParallelSampler, SequentialSampler, StopReason, _trajecto
 from ctd_engine._coefficients import DATA_STD, picard_slopes
 from ctd_engine.exact import MixtureModel
 from ctd_engine.ops.secant_slopes import secant_slopes
+from ruled_tables import RULES, RuledModel, ruled
 from small_problems import IDS, PROBLEMS, SHAPE, table_of
 
 NUM_STEPS = 20
@@ -155,3 +156,16 @@ def test_secant_keeps_nan_in_its_sample():
     oracle = SequentialSampler(exact, shape=SHAPE, solver=table, dtype=torch.float64)
     want = oracle.sample(2, seeds=[2, 3]).samples
     assert (result.samples[1:] - want).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_secant_with_steps_that_are_not_linear(name):
+    """Its slopes are those of the x0 that the rule makes."""
+    table = ruled(**RULES[name])
+    options = dict(shape=(2, 4), solver=table, dtype=torch.float64)
+    model = RuledModel(table.outputs)
+    want = SequentialSampler(model, **options).sample(3, seeds=[4, 5, 6]).samples
+    sampler = ParallelSampler(model, **options, method="secant", window_size=5, tolerance=0.0)
+    result = sampler.sample(3, seeds=[4, 5, 6])
+    assert (result.samples - want).abs().max() <= 1e-9
+    assert result.stats.rounds <= table.num_nodes

@@ -92,7 +92,13 @@ def assert_alike(host, resident):
 @pytest.mark.parametrize("number", [0, 2, 8, 10, 13])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"guess": "copy"}, {"guess": "zero", "method": "gaussian"}, {"max_rows": 7}],
+    [
+        {},
+        {"guess": "copy"},
+        {"guess": "zero", "method": "gaussian"},
+        {"max_rows": 7},
+        {"method": "secant", "max_rows": 7},
+    ],
     ids=str,
 )
 def test_decides_as_the_host_does(number, options):

@@ -6,10 +6,11 @@ from typing import TypedDict
 
 from ctd_engine import _checks
 
-__all__ = ["MAX_WINDOW_RATIO", "Sizes", "checked_sizes"]
+__all__ = ["MAX_WINDOW_RATIO", "Sizes", "checked_sizes", "ratio_of"]
 
 # in units of 1/256: no window is longer than 256 times the smoothed advance
-MAX_WINDOW_RATIO = 256 * 256
+UNIT = 256
+MAX_WINDOW_RATIO = 256 * UNIT
 
 
 class Sizes(TypedDict):
@@ -85,3 +86,15 @@ def checked_sizes(
             f"first_window must be at most window_size = {window_size}, got {first_window}"
         )
     return sizes
+
+
+def ratio_of(adaptive_window: float) -> int:
+    """The `window_ratio` of windows that are so many times the smoothed advance long.
+
+    Raises:
+        TypeError, ValueError: not a number from 1 to 256.
+    """
+    ratio = _checks.require_float("adaptive_window", adaptive_window, minimum=1.0)
+    if ratio > MAX_WINDOW_RATIO // UNIT:
+        raise ValueError(f"adaptive_window must be <= {MAX_WINDOW_RATIO // UNIT}, got {ratio:g}")
+    return round(UNIT * ratio)
