@@ -43,17 +43,23 @@ def flat(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def ring(t: torch.Tensor | None) -> tuple[int, int, int]:
     """A ring [S, R, D]."""
-    return (0, 0, 0) if t is None else (t.data_ptr(), t.stride(0), t.stride(1))
+    if t is None:
+        return 0, 0, 0
+    stride_slot, stride_node, _ = t.stride()
+    return t.data_ptr(), stride_slot, stride_node
 
 
 def rows(t: torch.Tensor | None, dtype: torch.dtype) -> tuple[tuple[int, int], torch.Tensor | None]:
     """Rows [rows, D] in `dtype` whose elements lie side by side, and the tensor that holds them."""
     if t is None:
         return (0, 0), None
-    t = t.to(dtype)
-    if t.stride(1) != 1:
+    if t.dtype != dtype:
+        t = t.to(dtype)
+    stride, inner = t.stride()
+    if inner != 1:
         t = t.contiguous()
-    return (t.data_ptr(), t.stride(0)), t
+        stride = t.stride(0)
+    return (t.data_ptr(), stride), t
 
 
 def tables(c: Coefficients) -> tuple[tuple[Any, ...], list[torch.Tensor]]:

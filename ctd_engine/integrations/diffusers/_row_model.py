@@ -71,8 +71,9 @@ class RowModel:
             time = time if self._divisor == 1 else time / self._divisor
             out = call.again(
                 self._model,
-                x.repeat(copies, *[1] * (x.dim() - 1)),
-                time.repeat(copies),
+                # several times faster than `repeat`
+                torch.cat([x] * copies),
+                torch.cat([time] * copies),
                 self._cond(number, call, at, rows),
             )
             parts += first_channels(out, tuple(x.shape[1:])).chunk(copies)
@@ -84,7 +85,7 @@ class RowModel:
         first, *others = scales.to(dtype).view(*scales.shape, *[1] * (x.dim() - 1)).unbind(1)
         combined = first * parts[0]
         for scale, part in zip(others, parts[1:], strict=True):
-            combined = torch.addcmul(combined, scale, part.to(dtype))
+            combined.addcmul_(scale, part.to(dtype))
         return combined
 
     def _cond(self, number: int, call: ModelCall, at: Tensor, rows: Tensor) -> dict[str, Any]:

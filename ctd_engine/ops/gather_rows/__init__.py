@@ -40,8 +40,8 @@ def gather_rows(
     _checks.check_ring("x", x)
     device = x.device
     indices = {"row_slot": row_slot, "row_node": row_node}
-    _checks.check_indices(len(row_slot), "[rows]", device, indices)
-    num_nodes = (len(model_time),)
+    _checks.check_indices(row_slot.shape[0], "[rows]", device, indices)
+    num_nodes = model_time.shape[:1]
     _checks.check_tensor("model_time", model_time, num_nodes, "[N]", None, device)
     _checks.check_tensor("input_scale", input_scale, num_nodes, "[N]", x.dtype, device)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

@@ -110,8 +110,8 @@ class Windows:
             "row_entry": self.row_entry,
             "row_offset": self.row_offset,
         }
-        _checks.check_indices(len(self.slot), "[A]", device, by_entry)
-        _checks.check_indices(len(self.row_slot), "[rows]", device, by_row)
+        _checks.check_indices(self.slot.shape[0], "[A]", device, by_entry)
+        _checks.check_indices(self.row_slot.shape[0], "[rows]", device, by_row)
 
 
 def picard_update_(
@@ -200,7 +200,7 @@ def _check(
     c = coefficients
     _checks.check_states(x, x0, windows.max_length, "max_length", c.C, c.order)
     device = x.device
-    num_windows, rows = len(windows.slot), (len(windows.row_slot), x.shape[2])
+    num_windows, rows = windows.slot.shape[0], (windows.row_slot.shape[0], x.shape[2])
     _checks.check_tensor("windows.slot", windows.slot, (num_windows,), "[A]", torch.int64, device)
     _checks.check_tensor("m", m, rows, "[rows, D]", None, device)
     if m_null is not None:

@@ -38,8 +38,10 @@ def picard_update_cpp(
 ) -> torch.Tensor:
     """Call the kernel; arguments as `picard_update_`."""
     w, dtype = windows, x.dtype
-    num_elements = x.shape[2]
-    partials = x.new_empty(len(w.slot), w.max_length, -(-num_elements // CHUNK))
+    num_slots, num_points, num_elements = x.shape
+    # `len` of a tensor costs more than the kernel's call
+    num_windows, num_rows = w.slot.shape[0], w.row_slot.shape[0]
+    partials = x.new_empty(num_windows, w.max_length, -(-num_elements // CHUNK))
     # what may be a copy is held by a name until the call returns
     m_rows, m = _cpp.rows(m, dtype)  # type: ignore[assignment]
     null_rows, m_null = _cpp.rows(m_null, dtype)
@@ -58,9 +60,9 @@ def picard_update_cpp(
         seeds=_cpp.address(seeds),
         slopes=_cpp.address(slopes),
         tables=tables,
-        entries=(*(t.data_ptr() for t in entries), len(w.slot), w.max_length),
+        entries=(*(t.data_ptr() for t in entries), num_windows, w.max_length),
         partials=partials.data_ptr(),
-        shape=(*x.shape[:2], len(w.row_slot), num_elements),
+        shape=(num_slots, num_points, num_rows, num_elements),
         guidance_scale=guidance_scale,
         clip=coefficients.clip,
         max_threads=torch.get_num_threads(),

@@ -48,7 +48,7 @@ def predict_guess_(
         RuntimeError: the named backend cannot run on these tensors.
     """
     _checks.check_states(x, x0, max_count, "max_count", coefficients.C, coefficients.order)
-    num_windows, device = len(slot), x.device
+    num_windows, device = slot.shape[0], x.device
     indices = {"slot": slot, "known": known, "count": count}
     _checks.check_indices(num_windows, "[A]", device, indices)
     shape = (num_windows, max_count, x.shape[2])

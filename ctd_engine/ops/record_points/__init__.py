@@ -44,7 +44,7 @@ def record_points_(
         "record", record, (*record.shape[:2], ring.shape[2]), "[B, M, D]", ring.dtype, ring.device
     )
     indices = {"slot": slot, "sample": sample, "first": first, "length": length}
-    _checks.check_indices(len(slot), "[A]", ring.device, indices)
+    _checks.check_indices(slot.shape[0], "[A]", ring.device, indices)
     # a Triton run records with PyTorch
     chosen = "reference" if backend == "triton" else resolve(backend, ring, has_cpp=True)
     if chosen == "cpp":

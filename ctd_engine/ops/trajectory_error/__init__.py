@@ -47,8 +47,8 @@ def trajectory_error(
     """
     _checks.check_floats("partials", partials, "[A, L, blocks]")
     device, dtype = partials.device, partials.dtype
-    _checks.check_tensor("threshold", threshold, (len(threshold),), "[N + 1]", dtype, device)
-    _checks.check_indices(len(partials), "[A]", device, {"start": start, "length": length})
+    _checks.check_tensor("threshold", threshold, threshold.shape[:1], "[N + 1]", dtype, device)
+    _checks.check_indices(partials.shape[0], "[A]", device, {"start": start, "length": length})
     arguments = (partials, num_elements, threshold, start, length)
     chosen = resolve(backend, partials, has_cpp=True)
     if chosen == "triton":
