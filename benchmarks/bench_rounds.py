@@ -16,13 +16,28 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
+from round_parasolver import parasolver
+from round_parataa import parataa
+from round_paths import run as run_peer
 from round_problems import METHODS, energy_distance, make
+from round_srds import srds
 
 FAR = 0.1
+
+# schemes of other papers at their settings: memory 3 with order 8 for ParaTAA, 5 first steps
+PEERS = {
+    "ParaTAA 3, 8": parataa,
+    "ParaTAA 2, N": partial(parataa, memory=2, order=1000),
+    "ParaTAA 5, 8": partial(parataa, memory=5),
+    "ParaSolver 5": parasolver,
+    "ParaSolver 1": partial(parasolver, num_first=1),
+    "SRDS": srds,
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ def _line(
 def measure(
     case: Case, name: str, tolerance: float, truth: list[torch.Tensor], others: torch.Tensor
 ) -> Line:
-    """Run one method, or "diffusers", at one tolerance with every seed of the case."""
+    """Run a method, a peer or "diffusers" at one tolerance with every seed of the case."""
     problem = make(case.problem, case.num_steps, case.eta)
     runs = []
     for seed in range(case.num_seeds):
@@ -134,6 +149,11 @@ def measure(
 
             samples, rounds, evaluations = paradigms(problem, case.eta, *arguments)
             each = float(rounds)
+        elif name in PEERS:
+            cost = run_peer(PEERS[name], problem, *arguments)
+            samples, rounds = cost.samples.to(problem.dtype), int(cost.rounds.max())
+            evaluations = int(cost.evaluations.sum())
+            each = float(cost.rounds.double().mean())
         else:
             result = problem.parallel(METHODS[name], *arguments)
             samples, rounds = result.samples, result.stats.rounds
@@ -146,7 +166,9 @@ def measure(
 def table(case: Case) -> list[Line]:
     """All methods at all tolerances of a case."""
     truth, others = references(case)
-    names = [*METHODS, *(["diffusers"] if case.has_peer else [])]
+    # SRDS has no coarse step with noise
+    peers = [name for name in PEERS if name != "SRDS" or case.eta == 0]
+    names = [*METHODS, *peers, *(["diffusers"] if case.has_peer else [])]
     return [measure(case, name, t, truth, others) for name in names for t in case.tolerances]
 
 

@@ -32,6 +32,7 @@ class Method:
     method: str = "picard"
     guess: str = "predicted"
     lockstep: bool = False
+    adaptive_window: float | None = None
 
 
 METHODS = {
@@ -43,6 +44,9 @@ METHODS = {
     "gaussian": Method("gaussian"),
     "picard, zero": Method(guess="zero"),
     "gaussian, zero": Method("gaussian", "zero"),
+    "secant": Method("secant"),
+    "secant, zero": Method("secant", "zero"),
+    "secant, 2x": Method("secant", adaptive_window=2.0),
 }
 
 
@@ -90,6 +94,7 @@ class Problem:
             method=method.method,
             guess=method.guess,
             lockstep=method.lockstep,
+            adaptive_window=method.adaptive_window,
             max_rows=num_samples * window_size,
         )
         result = sampler.sample(num_samples, **self.draws(num_samples, seed))

@@ -1,0 +1,77 @@
+"""The whole matrix: every problem, solver and window, our methods and the peers', kept as JSON.
+
+    python benchmarks/round_matrix.py --problem "digits 0.1"     measures, writes results/cpu
+    python benchmarks/round_verdict.py                           the tables of docs/methods.md
+
+About 2 minutes a problem on two cores. A result is a list of `Line`s per case, see `bench_rounds`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bench_rounds import HEADER, Case, measure, references
+
+RESULTS = Path(__file__).parent / "results" / "cpu"
+PROBLEMS = (
+    "digits 0.1",
+    "digits 0.3",
+    "mixture 2",
+    "mixture 32",
+    "mixture 1024",
+    "checkpoint",
+    "unet",
+    "dit",
+)
+# (N, eta, window, samples)
+SOLVERS = (
+    (25, 0.0, 25, 16),
+    (50, 0.0, 50, 16),
+    (100, 0.0, 100, 8),
+    (100, 1.0, 100, 8),
+    (1000, 1.0, 100, 4),
+    (1000, 1.0, 32, 4),
+    (1000, 1.0, 12, 4),
+)
+OURS = ("secant", "secant, zero", "gaussian, zero", "picard, zero", "picard", "secant, 2x")
+
+
+def entries(num_steps: int, eta: float) -> list[tuple[str, float]]:
+    """Methods and tolerances of a solver; each tolerance is the method's own."""
+    lines = [("ParaDiGMS", 0.1)]
+    if num_steps > 100:
+        lines += [(name, t) for name in ("secant", "secant, 2x") for t in (0.1, 0.05, 0.025)]
+        lines += [("gaussian, zero", t) for t in (0.05, 0.025)] + [("picard", 0.1)]
+        return [*lines, ("ParaTAA 3, 8", 0.05), ("ParaSolver 5", 0.1), ("ParaSolver 5", 0.2)]
+    lines += [(name, t) for name in OURS for t in (0.2, 0.1, 0.05, 0.025)]
+    for name in ("ParaTAA 3, 8", "ParaTAA 2, N", "ParaTAA 5, 8"):
+        lines += [(name, t) for t in (0.05, 0.02, 0.01)]
+    lines += [(name, t) for name in ("ParaSolver 5", "ParaSolver 1") for t in (0.2, 0.1, 0.05)]
+    if eta == 0:
+        lines += [("SRDS", t) for t in (0.02, 0.005, 0.001)]
+    return lines
+
+
+def main() -> None:
+    """Measure one problem or all, and write a file for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problem", choices=PROBLEMS, nargs="*", default=PROBLEMS)
+    for problem in parser.parse_args().problem:
+        result: dict[str, list[dict[str, object]]] = {}
+        path = RESULTS / f"rounds_{problem.replace(' ', '_')}.json"
+        for num_steps, eta, window, num_samples in SOLVERS:
+            case = Case(problem, num_steps, eta, window, 1, num_samples)
+            truth, others = references(case)
+            print(f"\n{case.name}\n{HEADER}", flush=True)
+            lines = result[case.name] = []
+            for name, tolerance in entries(num_steps, eta):
+                line = measure(case, name, tolerance, truth, others)
+                lines.append(vars(line))
+                print(line, flush=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
