@@ -25,33 +25,43 @@ PROBLEMS = (
     "unet",
     "dit",
 )
-# (N, eta, window, samples)
+# (N, eta, window, seeds, samples)
 SOLVERS = (
-    (25, 0.0, 25, 16),
-    (50, 0.0, 50, 16),
-    (100, 0.0, 100, 8),
-    (100, 1.0, 100, 8),
-    (1000, 1.0, 100, 4),
-    (1000, 1.0, 32, 4),
-    (1000, 1.0, 12, 4),
+    (25, 0.0, 25, 3, 8),
+    (50, 0.0, 50, 3, 8),
+    (100, 0.0, 100, 3, 8),
+    (100, 1.0, 100, 2, 8),
+    (1000, 1.0, 100, 1, 4),
+    (1000, 1.0, 32, 1, 4),
+    (1000, 1.0, 12, 1, 4),
 )
-OURS = ("secant", "secant, zero", "gaussian, zero", "picard, zero", "picard", "secant, 2x")
+# methods and their own tolerances
+LONG = {
+    "ParaDiGMS": (0.1,),
+    "secant": (0.1, 0.05),
+    "secant, 2x": (0.1,),
+    "gaussian, zero": (0.025,),
+    "ParaTAA 3, 8": (0.05,),
+    "ParaSolver 5": (0.1,),
+}
+SHORT = {
+    "ParaDiGMS": (0.1,),
+    "secant, zero": (0.2, 0.1, 0.05, 0.025),
+    "secant, zero, 3x": (0.1, 0.05),
+    "gaussian, zero": (0.1, 0.05, 0.025),
+    "picard, zero": (0.1, 0.025),
+    "ParaTAA 3, 8": (0.05, 0.02, 0.01),
+    "ParaSolver 1": (0.1, 0.05),
+    "ParaSolver 5": (0.1,),
+}
 
 
 def entries(num_steps: int, eta: float) -> list[tuple[str, float]]:
-    """Methods and tolerances of a solver; each tolerance is the method's own."""
-    lines = [("ParaDiGMS", 0.1)]
-    if num_steps > 100:
-        lines += [(name, t) for name in ("secant", "secant, 2x") for t in (0.1, 0.05, 0.025)]
-        lines += [("gaussian, zero", t) for t in (0.05, 0.025)] + [("picard", 0.1)]
-        return [*lines, ("ParaTAA 3, 8", 0.05), ("ParaSolver 5", 0.1), ("ParaSolver 5", 0.2)]
-    lines += [(name, t) for name in OURS for t in (0.2, 0.1, 0.05, 0.025)]
-    for name in ("ParaTAA 3, 8", "ParaTAA 2, N", "ParaTAA 5, 8"):
-        lines += [(name, t) for t in (0.05, 0.02, 0.01)]
-    lines += [(name, t) for name in ("ParaSolver 5", "ParaSolver 1") for t in (0.2, 0.1, 0.05)]
+    """Methods and tolerances of a solver."""
+    chosen = LONG if num_steps > 100 else SHORT
     if eta == 0:
-        lines += [("SRDS", t) for t in (0.02, 0.005, 0.001)]
-    return lines
+        chosen = chosen | {"SRDS": (0.02, 0.001)}
+    return [(name, t) for name, tolerances in chosen.items() for t in tolerances]
 
 
 def main() -> None:
@@ -61,8 +71,8 @@ def main() -> None:
     for problem in parser.parse_args().problem:
         result: dict[str, list[dict[str, object]]] = {}
         path = RESULTS / f"rounds_{problem.replace(' ', '_')}.json"
-        for num_steps, eta, window, num_samples in SOLVERS:
-            case = Case(problem, num_steps, eta, window, 1, num_samples)
+        for num_steps, eta, window, num_seeds, num_samples in SOLVERS:
+            case = Case(problem, num_steps, eta, window, num_seeds, num_samples)
             truth, others = references(case)
             print(f"\n{case.name}\n{HEADER}", flush=True)
             lines = result[case.name] = []

@@ -30,11 +30,16 @@ def _coarse(path: Path, x: Tensor, begin: int, end: int) -> Tensor:
     return alpha[end] * x0 + sigma[end] / sigma[begin] * (x - alpha[begin] * x0)
 
 
-def _fine(path: Path, x: Tensor, begin: int, end: int) -> Tensor:
-    for node in range(begin, end):
-        nodes = torch.tensor([node])
-        x = path.step(x[None], path.x0(x[None], nodes), nodes)[0]
-    return x
+def _fine(path: Path, x: list[Tensor], ends: list[int], first: int) -> dict[int, Tensor]:
+    # the ends of all blocks from `first` on, each step of every block in one model call
+    blocks = torch.arange(first, len(ends) - 1)
+    begins, ends_of = torch.tensor(ends)[blocks], torch.tensor(ends)[blocks + 1]
+    points = torch.stack(x[first:-1])
+    for offset in range(int((ends_of - begins).max())):
+        rows = (begins + offset < ends_of).nonzero()[:, 0]
+        nodes = begins[rows] + offset
+        points[rows] = path.step(points[rows], path.x0(points[rows], nodes), nodes)
+    return dict(zip(blocks.tolist(), points, strict=True))
 
 
 def srds(path: Path, window: int, tolerance: float) -> tuple[Tensor, int, int]:
@@ -50,7 +55,7 @@ def srds(path: Path, window: int, tolerance: float) -> tuple[Tensor, int, int]:
         x.append(coarse[b])
     ready, evaluations = list(range(num_blocks + 1)), num_blocks
     for first in range(num_blocks):
-        fine = {b: _fine(path, x[b], ends[b], ends[b + 1]) for b in range(first, num_blocks)}
+        fine = _fine(path, x, ends, first)
         evaluations += n - ends[first]
         new, then = list(x), list(ready)
         for b in range(first, num_blocks):
