@@ -1,6 +1,6 @@
-"""Times of the operations: eager, compiled and fused, with the bytes that they move.
+"""Times of the operations: eager, compiled, in C++ and fused, with the bytes that they move.
 
-pytest benchmarks/bench_ops.py --benchmark-only -s        small sizes, eager and compiled, on a CPU
+pytest benchmarks/bench_ops.py --benchmark-only -s        small sizes on a CPU, without Triton
 make gpu-check                                            all sizes and providers, on a GPU
 """
 
@@ -11,15 +11,17 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from op_cases import LARGE, PROVIDERS, SMALL, is_correct, provider_call
+from op_cases import CPU_PROVIDERS, LARGE, PROVIDERS, SMALL, is_correct, provider_call
 
 HAS_GPU = torch.cuda.is_available()
 
 
-@pytest.mark.parametrize("provider", ["eager", "compile"])
+@pytest.mark.parametrize("provider", CPU_PROVIDERS)
 @pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
 def test_on_the_cpu(benchmark, case, provider):
-    """The interpreter's times mean nothing, so the kernels themselves are not timed here."""
+    """The interpreter's times mean nothing, so the Triton kernels are not timed here."""
+    if provider == "cpp" and not case.has_cpp:
+        pytest.skip("this operation has no C++ kernel")
     call = provider_call(case, provider)
     assert is_correct(case, call, "cpu"), "wrong numbers get no time"
     benchmark.pedantic(call, args=(case.make("cpu", 0),), rounds=10, warmup_rounds=2)

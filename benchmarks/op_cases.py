@@ -16,6 +16,8 @@ from ctd_engine.ops.predict_guess import predict_guess_
 from ctd_engine.ops.trajectory_error import trajectory_error
 
 PROVIDERS = ("eager", "compile", "fused")
+CPU_PROVIDERS = ("eager", "compile", "cpp")
+BACKENDS = {"eager": "reference", "compile": "reference", "fused": "triton", "cpp": "cpp"}
 # nodes of the trajectories, and so rows of every table of coefficients
 NODES = 1000
 # elements whose squared changes a program of the Picard update sums at large sizes
@@ -48,6 +50,11 @@ class OpCase:
     num_bytes: int
     call: Callable[[Callable[..., Any], dict[str, Any]], Any] = _call
     outputs: Callable[[dict[str, Any], Any], Tensors] = _all_results
+
+    @property
+    def has_cpp(self) -> bool:
+        """Whether the operation has a C++ kernel: those of a sampler's rounds have."""
+        return self.op is not contrastive_reduction
 
 
 def _normal(device, seed):
@@ -247,13 +254,13 @@ LARGE = (
 
 
 def provider_call(case: OpCase, provider: str) -> Callable[[dict[str, Any]], Any]:
-    """The case's call as a provider runs it: fused, the plain reference, or that compiled.
+    """The case's call as a provider runs it: on a kernel, the plain reference, or that compiled.
 
     Compiled is for this case's shapes alone. Cases share their code, so that what was compiled for
     another one is forgotten first: it would make this one dynamic. A break in the graph or too many
     recompilations raise, where torch would quietly go on eagerly.
     """
-    op = partial(case.op, backend="triton" if provider == "fused" else "reference")
+    op = partial(case.op, backend=BACKENDS[provider])
     if provider == "compile":
         torch._dynamo.reset()
         op = torch.compile(op, dynamic=False, fullgraph=True)

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from ctd_engine import _ext
 from ctd_engine.ops._dispatch import triton_unavailable_reason
 from op_cases import L2_BYTES, LARGE, NODES, SMALL, OpCase, is_correct, make_windows, provider_call
 
@@ -19,6 +20,14 @@ def test_fused_is_correct(case):
         pytest.skip(f"no Triton: {triton_unavailable_reason()}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert is_correct(case, provider_call(case, "fused"), device)
+
+
+@pytest.mark.skipif(
+    _ext.unavailable_reason() is not None, reason=f"no extension: {_ext.unavailable_reason()}"
+)
+@pytest.mark.parametrize("case", [c for c in SMALL if c.has_cpp], ids=lambda case: case.name)
+def test_cpp_is_correct(case):
+    assert is_correct(case, provider_call(case, "cpp"), "cpu")
 
 
 def test_wrong_numbers_are_found_out():

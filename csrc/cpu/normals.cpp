@@ -11,7 +11,7 @@ namespace ctd {
 namespace {
 
 // counters that are worked on at a time, and the four normals of each
-constexpr int kBatch = 64;
+constexpr int kBatch = 16;
 
 // multipliers and Weyl increments of Philox 4x32 (Salmon et al. 2011)
 constexpr std::uint32_t kM0 = 0xD2511F53, kM1 = 0xCD9E8D57;
