@@ -47,6 +47,7 @@ METHODS = {
     "secant": Method("secant"),
     "secant, zero": Method("secant", "zero"),
     "secant, 2x": Method("secant", adaptive_window=2.0),
+    "secant, zero, 3x": Method("secant", "zero", adaptive_window=3.0),
 }
 
 
