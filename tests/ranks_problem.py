@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -19,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ctd_engine import ParallelSampler, SampleResult
+from ctd_engine._ranks import Ranks
 from ruled_tables import RULES, RuledModel, ruled
 from ruled_tables import SHAPE as RULED_SHAPE
 from small_problems import PROBLEMS, SHAPE, mixture, table_of
@@ -182,6 +184,7 @@ def refusals(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
         "seed": lambda: guided(process_group=group).sample(1, seed=rank),
     }
     found: dict[str, Any] = {f"refused: {name}": failure(call) for name, call in calls.items()}
+    found["refused: device"] = failure(lambda: Ranks(group, torch.device("meta")))
     found["refused: and then"] = draw(guided(process_group=group, split="rows"))
     return found
 
@@ -191,8 +194,13 @@ def sharded(rank: int) -> dict[str, Any]:
     mesh = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rows", "model"))
     plan = {"into": ColwiseParallel(), "out": RowwiseParallel()}
     model = parallelize_module(Perceptron(), mesh["model"], plan)
+    # every layer's weights are gathered when it runs
+    fully = fully_shard(Perceptron(), mesh=mesh["model"])
+    fully_shape = tuple(fully.into.weight.to_local().shape)
     rows = mesh["rows"]
     return {
+        "fully sharded": perceptron(fully, process_group=rows, split="rows"),
+        "fully sharded, local weights": fully_shape,
         "mesh": perceptron(model, process_group=rows, split="rows"),
         "mesh, samples": perceptron(model, process_group=rows, split="samples", tolerance=0.0),
         "mesh of both": failure(lambda: perceptron(model, process_group=mesh)),

@@ -201,9 +201,10 @@ def test_a_model_sharded_along_the_other_axis_of_a_mesh(found):
     expected = perceptron(Perceptron())
     exact = perceptron(Perceptron(), tolerance=0.0)
     assert_same_run([ranks["mesh"] for ranks in found], expected)
+    assert_same_run([ranks["fully sharded"] for ranks in found], expected)
     for ranks in found:
         # half of the hidden units
-        assert ranks["local weights"] == (8, 7)
+        assert ranks["local weights"] == ranks["fully sharded, local weights"] == (8, 7)
         assert (ranks["mesh, samples"].samples - exact.samples).abs().max() <= 1e-12
         kind, text, *_ = ranks["mesh of both"]
         assert kind == "ValueError"
@@ -218,6 +219,9 @@ def test_groups_are_checked(found):
         kind, text, *_ = found[rank]["not a member"]
         assert kind == "ValueError"
         assert f"process_group does not hold this process, rank {rank} of 4" in text
+    kind, text, *_ = found[0]["refused: device"]
+    assert kind == "ValueError"
+    assert 'process_group has the backend "gloo", which serves cpu' in text
     with pytest.raises(RuntimeError, match=r"call torch\.distributed\.init_process_group"):
         guided(process_group=object())
     with pytest.raises(ValueError, match='split must be one of "auto", "rows", "samples"'):
