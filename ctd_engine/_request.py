@@ -42,6 +42,8 @@ class Request:
     denoiser: Denoiser
     dtype: torch.dtype
     device: torch.device
+    # a similar trajectory [B, N + 1, D], the first guess of new points
+    trajectory: torch.Tensor | None = None
 
     def initial(self, sample: int) -> torch.Tensor:
         """x_0 of a sample, [D]."""

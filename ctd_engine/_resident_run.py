@@ -104,8 +104,9 @@ def run_resident(
     stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else 0
     form = request.denoiser.form
     key = (settings, num_samples, form, stream)
-    # explicit noise is a tensor of its request, which a graph would go on to read
+    # explicit noise is a tensor of its request, which a graph would go on to read, as is a start
     is_reusable = form is not None and isinstance(request.noise, CounterNoise)
+    is_reusable = is_reusable and request.trajectory is None
     rounds = kept.take(key, request, settings) if is_reusable else make_rounds(request, settings)
     history: list[RoundRecord] = []
     evaluations, rows_before = 0, rounds.num_rows_run

@@ -61,6 +61,7 @@ class RoundSettings:
     graphs: GraphSwitch
     keep_trajectory: bool = False
     tells_points: bool = False
+    is_warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
         backend=settings.backend,
         num_recorded=request.num_samples if settings.keep_trajectory else 0,
         records_x0=settings.tells_points,
+        similar=request.trajectory,
     )
 
 
 def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -> Sizes:
     """Arguments of every window scheduler."""
+    is_predicted = settings.guess == "predicted" and not settings.is_warm
     return {
         "num_samples": num_samples,
         "num_nodes": settings.table.num_nodes,
@@ -113,7 +116,7 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
         "max_rows": settings.max_rows,
         "num_slots": num_slots,
         # a predicted guess needs an evaluation first; "zero" holds x0 = 0 before there is one
-        "first_length": 1 if settings.guess == "predicted" else settings.window_size,
+        "first_length": 1 if is_predicted else settings.window_size,
         "max_rounds": settings.max_rounds,
         "lockstep": settings.lockstep,
         "window_ratio": settings.window_ratio,

@@ -63,6 +63,7 @@ class TrajectoryStore:
         backend: str | None,
         num_recorded: int = 0,
         records_x0: bool = False,
+        similar: torch.Tensor | None = None,
     ) -> None:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
@@ -90,6 +91,7 @@ class TrajectoryStore:
         self._model_time = table.model_time.to(device=device, dtype=dtype)
         self._threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
         self._noise = noise
+        self._similar = similar
         self.backend = backend
 
     @property
@@ -148,6 +150,9 @@ class TrajectoryStore:
         max_count: int,
     ) -> None:
         """First values of nodes known + 1 .. known + count of slots [A]; nothing waits."""
+        if self._similar is not None:
+            self._follow(self._similar, slot, sample, known, count, max_count)
+            return
         predict_guess_(
             self.x,
             self.x0,
@@ -159,6 +164,27 @@ class TrajectoryStore:
             **self._guess_noise(sample, known, max_count),
             backend=self.backend,
         )
+
+    def _follow(
+        self,
+        similar: torch.Tensor,
+        slot: torch.Tensor,
+        sample: torch.Tensor,
+        known: torch.Tensor,
+        count: torch.Tensor,
+        max_count: int,
+    ) -> None:
+        # another trajectory, and the difference from it at the last known node, which the steps
+        # carry on as if x0 were the other's: sum_k A[i,k] d for neighbours that differ alike
+        ring, sample = self.x.shape[1], sample.clamp(min=0)
+        offsets = 1 + torch.arange(max_count, device=self.x.device)
+        nodes = (known[:, None] + offsets).clamp(max=self.num_nodes)
+        difference = self.x[slot, known % ring] - similar[sample, known]
+        carried = self._coefficients.A.sum(1).clamp(0.0, 1.0)[nodes - 1].cumprod(1)
+        # where the count has ended a point keeps its value: as many positions for every slot
+        at = slot[:, None], (known[:, None] + offsets) % ring
+        guess = similar[sample[:, None], nodes] + carried[..., None] * difference[:, None]
+        self.x[at] = guess.where((offsets <= count[:, None])[..., None], self.x[at])
 
     def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, max_count: int

@@ -125,6 +125,20 @@ def test_windows_that_follow_their_samples():
     assert len({int(n) for record in resident.history for n in record.length}) > 3
 
 
+def test_a_similar_trajectory():
+    """More samples than slots; buffers that a trajectory was given to are not used again."""
+    sampler, kept = make_sampler(num_steps=6, max_rows=8), KeptRounds()
+    generator = torch.Generator().manual_seed(0)
+    trajectory = torch.randn(3, 7, 6, generator=generator, dtype=torch.float64).to(DEVICE)
+    given = (3, 3, None, None, None, None, None)
+    request = replace(sampler._request(*given), trajectory=trajectory)
+    settings = replace(sampler._settings, is_warm=True)
+    with torch.inference_mode():
+        plain = replace(settings, backend="reference" if DEVICE == "cpu" else "triton")
+        assert_alike(run_rounds(request, plain), run_resident(request, settings, kept))
+    assert not kept._kept
+
+
 def test_lockstep():
     assert_alike(*both(make_sampler(lockstep=True, guess="copy"), 3, seed=1))
 

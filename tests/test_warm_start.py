@@ -1,0 +1,107 @@
+"""Sampling that begins with a similar trajectory."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from ctd_engine import ParallelSampler, SequentialSampler
+from ctd_engine._coefficients import METHODS
+from ctd_engine.exact import MixtureModel
+from small_problems import IDS, PROBLEMS, SHAPE, mixture, table_of
+
+NUM_STEPS, NUM_SAMPLES = 12, 3
+
+
+def samplers(table, **options):
+    model = mixture(table)
+    shared = dict(shape=SHAPE, solver=table, dtype=torch.float64)
+    return SequentialSampler(model, **shared), ParallelSampler(model, **shared, **options)
+
+
+def some_trajectory(table):
+    generator = torch.Generator().manual_seed(7)
+    sizes = (NUM_SAMPLES, table.num_nodes + 1, *SHAPE)
+    return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_any_trajectory_leads_to_the_sequential_samples(problem, method):
+    table = table_of(problem, NUM_STEPS)
+    sequential, parallel = samplers(table, window_size=5, tolerance=0.0, method=method)
+    want = sequential.sample(NUM_SAMPLES, seed=3).samples
+    result = parallel.sample(NUM_SAMPLES, seed=3, x_trajectory=some_trajectory(table))
+    assert (result.samples - want).abs().max() <= 1e-9
+    assert result.stats.rounds <= table.num_nodes
+
+
+def test_window_1_is_bitwise_equal():
+    table = table_of(PROBLEMS[0], NUM_STEPS)
+    sequential, parallel = samplers(table, window_size=1)
+    want = sequential.sample(NUM_SAMPLES, seed=3).samples
+    got = parallel.sample(NUM_SAMPLES, seed=3, x_trajectory=some_trajectory(table)).samples
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("window_size", [7, 60])
+def test_its_own_trajectory_is_found_to_be_right(window_size):
+    """Windows are accepted whole; the last nodes, without noise and tolerance, take a round each"""
+    table = table_of(PROBLEMS[0], 60)
+    _, exact = samplers(table, window_size=window_size, tolerance=0.0)
+    _, sampler = samplers(table, window_size=window_size, tolerance=1e-3)
+    first = exact.sample(NUM_SAMPLES, seed=3, keep_trajectory=True)
+    again = sampler.sample(NUM_SAMPLES, seed=3, x_trajectory=first.trajectory)
+    assert (again.samples - first.samples).abs().max() < 1e-9
+    assert again.stats.rounds <= -(-60 // window_size) + 2
+    assert first.stats.rounds > again.stats.rounds
+
+
+def test_a_similar_model_from_another_start_takes_fewer_rounds():
+    """Data of other means and an x_init that has moved: what is given is moved along with it."""
+    table = table_of(PROBLEMS[0], 60)
+    _, sampler = samplers(table, window_size=60, tolerance=0.05)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(NUM_SAMPLES, *SHAPE, generator=generator).double() for _ in range(2)]
+    first = sampler.sample(NUM_SAMPLES, seed=3, x_init=draws[0], keep_trajectory=True)
+    x_init = draws[0] + 0.05 * draws[1]
+    means = mixture(table)._means + 0.02
+    other = ParallelSampler(
+        MixtureModel(table, means, 0.3),
+        shape=SHAPE,
+        solver=table,
+        dtype=torch.float64,
+        window_size=60,
+        tolerance=0.05,
+    )
+    cold = other.sample(NUM_SAMPLES, seed=3, x_init=x_init)
+    warm = other.sample(NUM_SAMPLES, seed=3, x_init=x_init, x_trajectory=first.trajectory)
+    assert warm.stats.rounds <= 0.8 * cold.stats.rounds
+    assert warm.stats.evaluations <= 0.8 * cold.stats.evaluations
+    assert (warm.samples - cold.samples).abs().max() < 0.02
+
+
+def test_more_samples_than_slots_and_an_automatic_window():
+    table = table_of(PROBLEMS[0], 30)
+    for window_size in (10, "auto"):
+        _, sampler = samplers(table, window_size=window_size, max_rows=16, tolerance=0.0)
+        first = sampler.sample(5, seed=3, keep_trajectory=True)
+        again = sampler.sample(5, seed=3, x_trajectory=first.trajectory)
+        assert (again.samples - first.samples).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ([0.0], TypeError, "x_trajectory must be a tensor, got list"),
+        (torch.zeros(3, 12, 3, 2), ValueError, "(3, 13, 3, 2) = (num_samples, num_nodes + 1, *sh"),
+        (torch.full((3, 13, 3, 2), torch.nan), ValueError, "x_trajectory must be finite"),
+    ],
+    ids=["list", "shape", "nan"],
+)
+def test_refuses(given, error, message):
+    _, sampler = samplers(table_of(PROBLEMS[0], NUM_STEPS), window_size=4)
+    with pytest.raises(error, match=re.escape(message)):
+        sampler.sample(NUM_SAMPLES, seed=0, x_trajectory=given)
