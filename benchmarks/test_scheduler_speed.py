@@ -10,25 +10,24 @@ import pytest
 from ctd_engine import _ext
 from ctd_engine.scheduling import make_scheduler
 
-NUM_SAMPLES, NUM_NODES = 1000, 1000
-NUM_ROUNDS = 10
+NUM_NODES, NUM_ROUNDS = 1000, 10
 
 
 @pytest.mark.parametrize("backend", ["cpp", "python"])
-@pytest.mark.parametrize("window_size", [16, 64])
-def test_decisions_per_second(benchmark, backend, window_size):
+@pytest.mark.parametrize("num_samples, window_size", [(1000, 16), (1000, 64), (4000, 16)])
+def test_decisions_per_second(benchmark, backend, num_samples, window_size):
     """A decision is one window of one round: what to evaluate, and where it goes next."""
     if backend == "cpp" and _ext.unavailable_reason() is not None:
         pytest.skip(f"the extension is not built: {_ext.unavailable_reason()}")
 
     def set_up():
         scheduler = make_scheduler(
-            num_samples=NUM_SAMPLES,
+            num_samples=num_samples,
             num_nodes=NUM_NODES,
             window_size=window_size,
             # three quarters of what is wanted, so that rows are shared
-            max_rows=NUM_SAMPLES * window_size * 3 // 4,
-            num_slots=NUM_SAMPLES,
+            max_rows=num_samples * window_size * 3 // 4,
+            num_slots=num_samples,
             first_length=window_size,
             max_rounds=NUM_NODES,
             backend=backend,
@@ -46,5 +45,5 @@ def test_decisions_per_second(benchmark, backend, window_size):
     scheduler = benchmark.pedantic(play, setup=set_up, rounds=10, warmup_rounds=1)
     assert scheduler.round == NUM_ROUNDS
     if benchmark.stats is not None:
-        decisions = NUM_SAMPLES * NUM_ROUNDS
+        decisions = num_samples * NUM_ROUNDS
         benchmark.extra_info["decisions_per_s"] = decisions / benchmark.stats.stats.median
