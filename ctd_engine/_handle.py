@@ -113,18 +113,27 @@ class Handle:
         """Ask for an early end: after the round that is running, with the best estimates so far."""
         self._is_cancelled = True
 
-    async def previews(self) -> AsyncGenerator[torch.Tensor, None]:
-        """Estimates of the samples [B, *shape], newest first where the reader is slow.
+    async def previews(
+        self, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[torch.Tensor | None, None]:
+        """Estimates of the samples [B, *shape], the newest where the reader is slow.
 
         One after every round of the request, NaN for samples that have not begun; ends with the
-        request.
+        request. None whenever `heartbeat_s` seconds have passed without one.
         """
         watcher = _Watcher(asyncio.get_running_loop())
         with self._lock:
             self._watchers.append(watcher)
         self._future.add_done_callback(lambda _: watcher.close())
         try:
-            while (preview := await watcher.next()) is not None:
+            while True:
+                try:
+                    preview = await asyncio.wait_for(watcher.next(), heartbeat_s)
+                except asyncio.TimeoutError:
+                    yield None
+                    continue
+                if preview is None:
+                    break
                 yield preview
         finally:
             with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -76,7 +77,9 @@ def serve(
     server = uvicorn.Server(
         uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     )
-    server.run(sockets=[listener])
+    # uvicorn raises it again once it has ended
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
 
 
 def _check_label(request: Request, trained: Checkpoint) -> None:

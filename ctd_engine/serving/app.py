@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import torch
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -65,7 +65,7 @@ def make_app(
             Route("/healthz", service.health, methods=["GET"]),
             Route("/metrics", service.metrics, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _as_json},
+        exception_handlers={HTTPException: _as_json, ClientDisconnect: _to_nobody},
         lifespan=lifespan,
     )
 
@@ -73,6 +73,10 @@ def make_app(
 async def _as_json(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+
+
+async def _to_nobody(_: HttpRequest, error: Exception) -> Response:
+    return Response(status_code=400)
 
 
 class _Service:
@@ -172,25 +176,16 @@ class _Service:
 
     async def _stream(self, handle: Handle, wants_preview: bool) -> AsyncIterator[str]:
         yield _event("progress", _told(handle))
-        previews = handle.previews()
-        try:
-            while True:
-                following = asyncio.ensure_future(anext(previews, None))
-                try:
-                    while not (await asyncio.wait({following}, timeout=KEEP_ALIVE_S))[0]:
-                        yield ": still here\n\n"
-                    preview = following.result()
-                finally:
-                    following.cancel()
+        async with aclosing(handle.previews(heartbeat_s=KEEP_ALIVE_S)) as previews:
+            async for preview in previews:
                 if preview is None:
-                    break
+                    yield ": still here\n\n"
+                    continue
                 told = _told(handle)
                 if wants_preview:
                     picture = await run_in_threadpool(png_bytes, self._data(preview))
                     told["preview_png"] = base64.b64encode(picture).decode()
                 yield _event("progress", told)
-        finally:
-            await previews.aclose()
         yield _event("end", _told(handle))
 
 
