@@ -70,7 +70,7 @@ class ParallelSampler(SamplerBase):
             such as 2.0; `window_size`, which then is a number, is the most. It saves evaluations
             and costs rounds (`docs/methods.md`). None keeps windows whole.
         method: slope of the update: "picard", "order_k", "data", "gaussian" or "secant", which
-            measures it and holds a third more state; `docs/methods.md` says which one pays where.
+            measures it and holds half as much state again; `docs/methods.md` says which pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
             point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
             (ParaDiGMS).

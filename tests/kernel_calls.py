@@ -16,10 +16,11 @@ from ctd_engine.ops.gather_rows import kernel as gather
 from ctd_engine.ops.picard_update import Coefficients, Windows
 from ctd_engine.ops.picard_update import kernel as picard
 from ctd_engine.ops.predict_guess import kernel as guess
+from ctd_engine.ops.secant_slopes import kernel as secant
 from ctd_engine.ops.trajectory_error import kernel as error
 from ctd_engine.ops.turn_over import kernel as turn_over
 
-MODULES = {m.__name__: m for m in (contrastive, gather, picard, guess, error, turn_over)}
+MODULES = {m.__name__: m for m in (contrastive, gather, picard, guess, secant, error, turn_over)}
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
@@ -108,6 +109,7 @@ def window_calls():
     for noise in noises:
         update(3, noise, False, None, torch.float64, 1023, (walk, tile), torch.float64)
     update(3, "counter", True, 1.0, torch.bfloat16, 4096, (walk, tile), torch.float64)
+    secant_calls()
     for dtype in (torch.float32, torch.float64):
         for blocks, (num_elements, length) in block_shapes(dtype.itemsize).items():
             update(3, "counter", True, None, torch.float32, num_elements, (blocks,), dtype, length)
@@ -126,8 +128,54 @@ def coefficients(order, dtype, clip=None):
     return Coefficients(table, table, vector, table, vector, vector, clip)
 
 
+def secant_calls():
+    """Updates with slopes by row on the largest shapes, and every form of the slopes themselves."""
+    for size, order in itertools.product((4096, 1023), (1, 2, 3)):
+        walk, tile = Blocks(0, 512, 4), Blocks(16, 64, 8)
+        update(order, "counter", True, 1.0, torch.bfloat16, size, (walk, tile), is_secant=True)
+        walk, tile = Blocks(0, 256, 4), Blocks(16, 32, 8)
+        double = torch.float64
+        update(order, "counter", True, 1.0, double, size, (walk, tile), double, is_secant=True)
+    for order, guided, clip in itertools.product((1, 2, 3), (False, True), (None, 1.0)):
+        slopes(order, guided, clip, torch.float32, torch.float32, 4096)
+    for m_dtype, size in itertools.product(
+        (torch.float16, torch.bfloat16, torch.float32), (4096, 1023)
+    ):
+        slopes(3, True, 1.0, m_dtype, torch.float32, size)
+    for size in (1, 17, 33, 65, 129, 300, 600, 4096):
+        for dtype in (torch.float32, torch.float64):
+            slopes(3, True, 1.0, dtype, dtype, size)
+
+
+def slopes(order, guided, clip, m_dtype, dtype, num_elements):
+    x = torch.empty(3, 16 + order, num_elements, dtype=dtype)
+    index = torch.arange(48)
+    w = Windows(index, index, index, index, index, index, index, index, 16, index)
+    out = torch.empty(2 * len(index) + 1, num_elements, dtype=m_dtype)
+    secant.secant_slopes_triton(
+        x,
+        x,
+        x,
+        out[len(index) + 1 :] if guided else out[: len(index)],
+        w,
+        index,
+        coefficients(order, dtype, clip),
+        m_null=out[: len(index)] if guided else None,
+        guidance_scale=2.0,
+    )
+
+
 def update(
-    order, noise, guided, clip, m_dtype, num_elements, shapes, dtype=torch.float32, length=16
+    order,
+    noise,
+    guided,
+    clip,
+    m_dtype,
+    num_elements,
+    shapes,
+    dtype=torch.float32,
+    length=16,
+    is_secant=False,
 ):
     slots = 3
     x = torch.empty(slots, length + order, num_elements, dtype=dtype)
@@ -148,6 +196,8 @@ def update(
             seeds=index if noise == "counter" else None,
             m_null=m_null,
             guidance_scale=2.0,
+            slopes=torch.empty(len(rows), dtype=dtype) if is_secant else None,
+            change=x if is_secant else None,
             blocks=blocks,
         )
 

@@ -42,6 +42,7 @@ def test_all_compile_without_spills(cubins, capsys):
         "walk_kernel",
         "tile_kernel",
         "guess_kernel",
+        "slopes_kernel",
         "gather_kernel",
         "error_kernel",
         "turn_over_kernel",
