@@ -18,7 +18,7 @@ PAGES = [
     *sorted((ROOT / "ctd_engine" / "ops").glob("*/README.md")),
 ]
 # pages whose examples build on one another, and need nothing that is optional
-TUTORIALS = ["index", "performance", "backends", "extending"]
+TUTORIALS = ["index", "performance", "engine", "backends", "extending"]
 
 
 def blocks(page: Path, section: str | None = None) -> list[str]:
