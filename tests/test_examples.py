@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,54 @@ def test_train_diffusers_says_when_a_batch_is_more_than_the_data(tmp_path: Path)
     done = run("train_diffusers.py", "--out", str(tmp_path / "pipeline"), *tiny.split())
     assert done.returncode == 1
     assert "--batch-size 2000 in each of 1 processes is more than the 1797 images" in done.stderr
+
+
+def tell(script: str, *arguments: str) -> str:
+    done = run(script, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "\n# %% " in (EXAMPLES / script).read_text(encoding="utf-8")
+    return done.stdout
+
+
+def test_quickstart() -> None:
+    told = tell("quickstart.py")
+    assert int(re.findall(r"(\d+) rounds", told)[0]) < 50
+    assert float(re.findall(r"difference ([\d.]+)", told)[0]) < 0.05
+
+
+def test_exact_mixture() -> None:
+    rows = re.findall(r"^ *([\d.]+) +(\d+) +(\d+) +(\S+)$", tell("exact_mixture.py"), re.MULTILINE)
+    tolerances, rounds, _, differences = zip(*rows, strict=True)
+    assert tolerances == ("0", "0.01", "0.1")
+    assert float(differences[0]) < 1e-9
+    assert float(differences[2]) < 0.1
+    assert int(rounds[0]) > int(rounds[1]) > int(rounds[2])
+
+
+def test_train_digits(tmp_path: Path) -> None:
+    picture = tmp_path / "digits.png"
+    told = tell("train_digits.py", "--steps", "3", "--width", "8", "--out", str(picture))
+    assert "step 3: " in told
+    assert "denoising" in told
+    assert picture.stat().st_size > 500
+
+
+def test_noise_classifier() -> None:
+    told = tell("noise_classifier.py")
+    ratios = re.findall(r"(clean|noisy): log ratio +(-?[\d.]+)", told)
+    assert len(ratios) == 6
+    assert all((float(ratio) > 0) == (kind == "noisy") for kind, ratio in ratios)
+    assert "[inf, inf, inf, 2.0, 2.0, 2.0]" in told
+
+
+def test_warm_start() -> None:
+    told = tell("warm_start.py")
+    cold, warm = map(int, re.findall(r"(\d+) rounds", told))
+    assert warm < cold
+    assert float(re.findall(r"difference: ([\d.]+)", told)[0]) < 0.05
+
+
+def test_diffusers_parallel() -> None:
+    pytest.importorskip("diffusers")
+    told = tell("diffusers_parallel.py")
+    assert int(re.findall(r"(\d+) rounds instead of 50", told)[0]) < 50
