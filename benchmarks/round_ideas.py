@@ -29,9 +29,15 @@ class Idea:
 
     look_ahead: rows beyond the window, every `stride` nodes, that improve the guess only.
     early: tolerance at pure noise over that at the end, growing with sigma².
+    guess: of the first window, "predicted" from one evaluation, "zero" with x0 = 0, or "prior"
+    with the x0 of data N(0, prior² I), so the solver's exact path for such data.
+    first: evaluations in a row before the first window, as ParaSolver has them.
     """
 
     update: str = "picard"
+    guess: str = "predicted"
+    prior: float = 1.0
+    first: int = 1
     look_ahead: int = 0
     stride: int = 16
     early: float = 1.0
@@ -76,6 +82,11 @@ class _Run:
         self.x[:, 0], self.x[:, 1] = start, self.a[0] * start + self.added[:, 0]
         self.x0, self.at = torch.zeros_like(self.x[:, 1:]), torch.zeros_like(self.x[:, 1:])
         self.is_known = torch.zeros(self.num, self.n, dtype=torch.bool)
+        # x0 over x of an unknown node in the first window
+        self.prior = torch.zeros(self.n, dtype=start.dtype)
+        if idea.guess == "prior":
+            alpha, sigma = table.alpha[:-1], table.sigma[:-1]
+            self.prior = alpha * idea.prior**2 / ((alpha * idea.prior) ** 2 + sigma**2)
         self.slope = ((1 - self.a) / self.b).expand(self.num, self.n).clone()
         self.matrix = None
         if idea.update in ("newton", "eigen"):
@@ -121,6 +132,8 @@ class _Run:
                 # a step of x0 longer than the data is no step
                 size = answer.square().mean(1, keepdim=True).sqrt()
                 answer = answer / size.clamp(min=1.0)
+            if self.idea.guess == "prior" and not bool(self.is_known.any()):
+                held = self.prior[node, None] * now
             held = self.x0[every, node].where(known, held)
             new = self.a[node, None] * now + self.b[node, None] * (held + answer)
             new = new + self.added[every, node]
@@ -141,6 +154,9 @@ def run(
     nodes = torch.arange(n)
     start = torch.zeros(num_samples, dtype=torch.long)
     length = torch.ones_like(start)
+    if idea.guess != "predicted":
+        length = torch.full_like(start, min(window, n))
+        state.sweep(start, min(window, n))
     rounds, evaluations = torch.zeros_like(start), torch.zeros_like(start)
     while bool((start < n).any()):
         end = start + length
@@ -158,7 +174,9 @@ def run(
         reached = (start[:, None] + 1 + torch.arange(horizon)).clamp(max=n)
         converged = (squares <= threshold[reached]).long().cumprod(1).sum(1)
         start = start + torch.minimum(converged + 1, length)
-        length = torch.minimum(torch.full_like(start, window), n - start)
+        is_first = idea.guess == "predicted" and int(rounds.max()) < idea.first
+        length = torch.full_like(start, 1 if is_first else window)
+        length = torch.minimum(length, n - start)
     return Cost(state.x[:, n], rounds, evaluations)
 
 
@@ -177,6 +195,9 @@ IDEAS = {
     "picard, early x10": Idea(early=10.0),
     "secant, early x10": Idea("secant", early=10.0),
     "secant, 25 rows ahead": Idea("secant", look_ahead=25),
+    "secant, zero": Idea("secant", guess="zero"),
+    "secant, prior": Idea("secant", guess="prior"),
+    "secant, 5 first": Idea("secant", first=5),
 }
 
 

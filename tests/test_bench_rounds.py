@@ -127,3 +127,20 @@ def test_two_evaluations_give_the_secant_a_gaussians_slope():
     assert rounds["newton"] <= 4
     assert rounds["secant"] <= 6
     assert rounds["picard"] > 6
+
+
+def test_the_prior_guess_is_the_path_of_its_data():
+    """One round finds nothing to change but rounding, the next one ends at the last point."""
+    table = make("mixture 2", 20, 1.0).table
+    problem = Problem(MixtureModel(table, torch.zeros(1, 2).double(), 0.8), table, (2,))
+    guesses = {"prior": Idea(guess="prior", prior=0.8), "zero": Idea(guess="zero")}
+    rounds = {g: run_idea(problem, i, 20, 1e-6, 3, 0).rounds.max() for g, i in guesses.items()}
+    assert rounds["prior"] <= 2
+    assert rounds["zero"] > 4
+
+
+def test_first_evaluations_in_a_row_are_rounds_of_one_row():
+    problem = make("mixture 2", 20, 0.0)
+    cost = run_idea(problem, Idea(first=20), 20, 0.1, 2, 0)
+    assert cost.rounds.tolist() == cost.evaluations.tolist() == [20, 20]
+    assert run_idea(problem, Idea(first=5), 20, 0.1, 2, 0).rounds.min() > 5
