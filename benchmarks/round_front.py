@@ -3,8 +3,8 @@
     python benchmarks/round_front.py             measures, writes results/cpu/front.json, draws
     python benchmarks/round_front.py --draw      draws what was measured: docs/images/rounds.png
 
-Exact denoiser of 8x8 digits, 4 samples. Every point is a window; ours have secant slopes, and a
-column per ratio of an adaptive window to the smoothed advance.
+Exact denoiser of 8x8 digits, 4 samples. Every point is a window; ours have secant slopes.
+ParaTAA takes 150 to 270 rounds here and is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ TOLERANCE = 0.1
 WINDOWS = (8, 12, 16, 32, 64, 100)
 OURS = {
     "ours, whole windows": Method("secant"),
-    "ours, windows of 3x the advance": Method("secant", adaptive_window=3.0),
-    "ours, windows of 2x the advance": Method("secant", adaptive_window=2.0),
     "ours, windows of 1.5x the advance": Method("secant", adaptive_window=1.5),
     "ParaDiGMS": METHODS["ParaDiGMS"],
 }
-OTHERS = {"ParaSolver": "ParaSolver 5", "ParaTAA": "ParaTAA 3, 8"}
+OTHERS = {"ParaSolver": "ParaSolver 5"}
 
 
 def measure() -> dict[str, list[dict[str, float]]]:
@@ -50,8 +48,7 @@ def measure() -> dict[str, list[dict[str, float]]]:
                 samples, rounds = got.samples, got.stats.rounds
                 evaluations = float(got.stats.evaluations)
             else:
-                tolerance = 0.05 if title == "ParaTAA" else TOLERANCE
-                cost = run(PEERS[OTHERS[title]], problem, window, tolerance, NUM_SAMPLES, 0)
+                cost = run(PEERS[OTHERS[title]], problem, *arguments)
                 samples, rounds = cost.samples, int(cost.rounds.max())
                 evaluations = float(cost.evaluations.sum())
             point = {
@@ -75,8 +72,12 @@ def draw(result: dict[str, list[dict[str, float]]], path: Path) -> None:
         evals = [point["evals"] / NUM_STEPS for point in points]
         style = "o-" if title in OURS and title != "ParaDiGMS" else "s--"
         axes.plot(rounds, evals, style, color=colours[index], label=title, markersize=4)
+        if title == "ParaDiGMS":
+            for point, x, y in zip(points, rounds, evals, strict=True):
+                axes.annotate(f"{point['window']}", (x, y), (3, 4), textcoords="offset points")
     axes.axhline(1.15, color="0.6", linewidth=0.8)
-    axes.text(axes.get_xlim()[0], 1.17, " 1.15 N", color="0.4", fontsize=8)
+    place = dict(transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+    axes.text(0.99, 1.16, "1.15 N", color="0.4", fontsize=8, **place)
     axes.set(xscale="log", yscale="log", xlabel="rounds of the batch", ylabel="evaluations / N")
     axes.set_xticks([25, 50, 100, 200], ["25", "50", "100", "200"])
     axes.set_yticks([1, 1.5, 2, 3, 4], ["1", "1.5", "2", "3", "4"])

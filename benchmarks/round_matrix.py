@@ -1,9 +1,9 @@
 """The whole matrix: every problem, solver and window, our methods and the peers', kept as JSON.
 
-    python benchmarks/round_matrix.py --problem "digits 0.1"     measures, writes results/cpu
-    python benchmarks/round_verdict.py                           the tables of docs/methods.md
+    python benchmarks/round_matrix.py [--problem "digits 0.1"] [-k eta0]     measures
+    python benchmarks/round_verdict.py                                       tables and verdict
 
-About 2 minutes a problem on two cores. A result is a list of `Line`s per case, see `bench_rounds`.
+Results go to results/cpu/rounds_PROBLEM.json; a case is a list of `Line`s, see `bench_rounds`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SOLVERS = (
 # methods and their own tolerances
 LONG = {
     "ParaDiGMS": (0.1,),
-    "secant": (0.1, 0.05),
+    "secant": (0.2, 0.1, 0.05),
     "secant, 2x": (0.1,),
     "gaussian, zero": (0.025,),
     "ParaTAA 3, 8": (0.05,),
@@ -47,10 +47,13 @@ LONG = {
 SHORT = {
     "ParaDiGMS": (0.1,),
     "secant, zero": (0.2, 0.1, 0.05, 0.025),
-    "secant, zero, 3x": (0.1, 0.05),
+    "secant, zero, end": (0.2, 0.1, 0.05),
+    "picard, zero, end": (0.1, 0.05),
+    "secant, end": (0.1, 0.05),
+    "picard, end": (0.1, 0.05),
     "gaussian, zero": (0.1, 0.05, 0.025),
     "picard, zero": (0.1, 0.025),
-    "ParaTAA 3, 8": (0.05, 0.02, 0.01),
+    "ParaTAA 3, 8": (0.05, 0.02),
     "ParaSolver 1": (0.1, 0.05),
     "ParaSolver 5": (0.1,),
 }
@@ -68,15 +71,23 @@ def main() -> None:
     """Measure one problem or all, and write a file for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problem", choices=PROBLEMS, nargs="*", default=PROBLEMS)
-    for problem in parser.parse_args().problem:
-        result: dict[str, list[dict[str, object]]] = {}
+    parser.add_argument("-k", default="", help="only cases with this word, such as 1000-eta1")
+    arguments = parser.parse_args()
+    for problem in arguments.problem:
         path = RESULTS / f"rounds_{problem.replace(' ', '_')}.json"
+        # lines that were measured before stay: delete the file to measure them again
+        result = json.loads(path.read_text()) if path.exists() else {}
         for num_steps, eta, window, num_seeds, num_samples in SOLVERS:
             case = Case(problem, num_steps, eta, window, num_seeds, num_samples)
+            if arguments.k not in case.name:
+                continue
             truth, others = references(case)
             print(f"\n{case.name}\n{HEADER}", flush=True)
-            lines = result[case.name] = []
+            lines = result.setdefault(case.name, [])
+            done = {(line["method"], line["tolerance"]) for line in lines}
             for name, tolerance in entries(num_steps, eta):
+                if (name, tolerance) in done:
+                    continue
                 line = measure(case, name, tolerance, truth, others)
                 lines.append(vars(line))
                 print(line, flush=True)

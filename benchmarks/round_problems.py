@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,12 +27,17 @@ from digits_problem import digits
 
 @dataclass(frozen=True)
 class Method:
-    """Arguments of `ParallelSampler` that make a method."""
+    """Arguments of `ParallelSampler` that make a method.
+
+    has_end_scale: the last two points are judged by the noise of the last step that adds any, as
+    ParaSolver does, where the solver's own scale is 0 and only unchanged points are accepted.
+    """
 
     method: str = "picard"
     guess: str = "predicted"
     lockstep: bool = False
     adaptive_window: float | None = None
+    has_end_scale: bool = False
 
 
 METHODS = {
@@ -47,7 +52,10 @@ METHODS = {
     "secant": Method("secant"),
     "secant, zero": Method("secant", "zero"),
     "secant, 2x": Method("secant", adaptive_window=2.0),
-    "secant, zero, 3x": Method("secant", "zero", adaptive_window=3.0),
+    "picard, end": Method(has_end_scale=True),
+    "secant, end": Method("secant", has_end_scale=True),
+    "picard, zero, end": Method(guess="zero", has_end_scale=True),
+    "secant, zero, end": Method("secant", "zero", has_end_scale=True),
 }
 
 
@@ -88,8 +96,13 @@ class Problem:
         self, method: Method, window_size: int, tolerance: float, num_samples: int, seed: int
     ) -> SampleResult:
         """The same draws through a method; every window is whole in every round."""
+        shared = self._shared()
+        if method.has_end_scale:
+            scale = self.table.error_scale.clone()
+            scale[-2:] = scale[-3]
+            shared["solver"] = replace(self.table, error_scale=scale)
         sampler = ParallelSampler(
-            **self._shared(),
+            **shared,
             window_size=window_size,
             tolerance=tolerance,
             method=method.method,
