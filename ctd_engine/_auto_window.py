@@ -76,6 +76,8 @@ def round_times(model: Model, request: Request, settings: RoundSettings, run: Ru
         settings.backend,
         settings.scheduler_backend,
         settings.max_rows,
+        # the slopes that it measures are work of the sampler's own
+        settings.method == "secant",
         settings.table.order,
         settings.table.is_stochastic,
         settings.graphs.is_on,

@@ -55,10 +55,11 @@ def test_every_solver_with_every_prediction(solver, prediction):
         assert window_size > 1 or torch.equal(parallel.samples, sequential.samples)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
-def test_window_1_is_bitwise_equal(problem):
+def test_window_1_is_bitwise_equal(problem, method):
     table = table_of(problem, NUM_STEPS)
-    sequential, parallel = both(table, 1)
+    sequential, parallel = both(table, 1, method=method)
     assert torch.equal(parallel.samples, sequential.samples)
     assert parallel.stats.rounds == sequential.stats.rounds == table.num_nodes
     assert parallel.stats.evaluations == sequential.stats.evaluations

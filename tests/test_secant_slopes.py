@@ -16,9 +16,14 @@ from ctd_engine.ops.picard_update import picard_update_
 from ctd_engine.ops.secant_slopes import secant_slopes
 from ragged_problem import ENTRIES, NUM_SLOTS, RING, guarded, other_layout, problem
 
-needs_triton = pytest.mark.skipif(
-    triton_unavailable_reason() is not None, reason=f"no Triton: {triton_unavailable_reason()}"
-)
+IS_GPU = torch.cuda.is_available()
+# the kernels run where there is a GPU, else in the interpreter
+needs_triton = [
+    pytest.mark.skipif(
+        triton_unavailable_reason() is not None, reason=f"no Triton: {triton_unavailable_reason()}"
+    ),
+    *([pytest.mark.gpu] if IS_GPU else []),
+]
 needs_cpp = pytest.mark.skipif(
     _ext.unavailable_reason() is not None, reason=f"no extension: {_ext.unavailable_reason()}"
 )
@@ -33,9 +38,13 @@ KNOWN = [3, 9, 20, 5]
 STILL, BROKEN = (0, 7), (4, 18)
 
 
-def given(order, num_elements, dtype, *, clip=None):
+def device_of(backend):
+    return "cuda" if IS_GPU and backend in ("triton", "walk", "tile") else "cpu"
+
+
+def given(order, num_elements, dtype, *, clip=None, device="cpu"):
     """Rings that hold numbers where rows may read, windows that know them, outputs and solver."""
-    c, x, x0, windows, m, _ = problem(order, num_elements, dtype, clip=clip)
+    c, x, x0, windows, m, _ = problem(order, num_elements, dtype, clip=clip, device=device)
     # slopes inside of [0, 1] and beyond both ends
     c = replace(c, A=guarded(c.A.abs() / (2 * order)), B=guarded(0.4 * c.B))
     generator = torch.Generator().manual_seed(3)
@@ -43,10 +52,10 @@ def given(order, num_elements, dtype, *, clip=None):
     for slot, node in zip(windows.row_slot, windows.row_node % RING, strict=True):
         for ring in (x0, change):
             values = torch.randn(num_elements, generator=generator, dtype=torch.float64)
-            ring[slot, node] = values.to(dtype)
+            ring[slot, node] = values.to(device, dtype)
     change[STILL[0], STILL[1] % RING] = 0.0
     x0[BROKEN[0], BROKEN[1] % RING, -1] = math.nan
-    return c, x, x0, change, replace(windows, known=guarded(torch.tensor(KNOWN))), m
+    return c, x, x0, change, replace(windows, known=guarded(torch.tensor(KNOWN, device=device))), m
 
 
 def by_hand(c, x, x0, change, w, m, m_null=None, scale=1.0):
@@ -64,7 +73,7 @@ def by_hand(c, x, x0, change, w, m, m_null=None, scale=1.0):
         slope = float(sum(c.A[node].double()) + j * sum(c.B[node].double()))
         has_pair = node < KNOWN[entry] and (slot, node) not in (STILL, BROKEN)
         slopes.append(min(max(slope, 0.0), 1.0) if has_pair else 1.0)
-    return torch.tensor(slopes, dtype=torch.float64)
+    return torch.tensor(slopes, dtype=torch.float64, device=x.device)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -72,7 +81,7 @@ def by_hand(c, x, x0, change, w, m, m_null=None, scale=1.0):
 @pytest.mark.parametrize(("num_elements", "clip"), [(1, None), (7, 0.5), (37, None), (1031, 0.5)])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_slopes_match_the_loop(order, num_elements, clip, dtype, backend):
-    c, x, x0, change, w, m = given(order, num_elements, dtype, clip=clip)
+    c, x, x0, change, w, m = given(order, num_elements, dtype, clip=clip, device=device_of(backend))
     slopes = secant_slopes(x, x0, change, m, w, c, backend=backend)
     want = by_hand(c, x, x0, change, w, m)
     assert ((want > 0) & (want < 1)).any()
@@ -87,7 +96,7 @@ def test_slopes_match_the_loop(order, num_elements, clip, dtype, backend):
 @pytest.mark.parametrize("m_dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_slopes_of_guided_outputs_in_any_layout(m_dtype, backend):
     """Rows and indices with elements apart; a column-major output; rings inside wider ones."""
-    c, x, x0, change, w, m = given(2, 6, torch.float32, clip=0.8)
+    c, x, x0, change, w, m = given(2, 6, torch.float32, clip=0.8, device=device_of(backend))
     m = m.to(m_dtype)
     m_null = 0.5 * m + 0.25
     want = by_hand(c, x, x0, change, w, m, m_null, 2.5)
@@ -113,7 +122,7 @@ def test_slopes_of_guided_outputs_in_any_layout(m_dtype, backend):
 
 def run_update(how, order, dtype, slopes, change, seeds):
     """x, x0 and sums of squares of an update with slopes; "walk" and "tile" are Triton's kernels"""
-    c, x, x0, w, m, _ = problem(order, 7, dtype)
+    c, x, x0, w, m, _ = problem(order, 7, dtype, device=device_of(how))
     c = replace(c, G=torch.cat([c.G[:, :1], torch.zeros_like(c.G[:, 1:])], dim=1))
     options = dict(seeds=seeds, slopes=slopes, change=change)
     if how in ("walk", "tile"):
@@ -125,7 +134,7 @@ def run_update(how, order, dtype, slopes, change, seeds):
         )
     else:
         sums = picard_update_(x, x0, m, w, c, **options, backend=how)
-    return x, x0, sums.sum(2)[torch.arange(w.max_length) < w.length[:, None]]
+    return x, x0, sums.sum(2)[torch.arange(w.max_length, device=x.device) < w.length[:, None]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -141,21 +150,22 @@ def run_update(how, order, dtype, slopes, change, seeds):
 )
 def test_update_with_slopes_by_row_and_its_changes(how, order, dtype):
     """No two windows share a node: a table with the slopes at the rows' nodes says the same."""
-    seeds = torch.tensor([5, -7, 2**62, 0])
-    c, before, x0, w, m, _ = problem(order, 7, dtype)
+    device = device_of(how)
+    seeds = torch.tensor([5, -7, 2**62, 0], device=device)
+    c, before, x0, w, m, _ = problem(order, 7, dtype, device=device)
     generator = torch.Generator().manual_seed(4)
-    slopes = guarded(torch.rand(len(w.row_slot), generator=generator).to(dtype))
+    slopes = guarded(torch.rand(len(w.row_slot), generator=generator).to(device, dtype))
     change = guarded(torch.full_like(before, math.nan))
     got = run_update(how, order, dtype, slopes, change, seeds)
     g = torch.zeros_like(c.G)
     g[w.row_node, 0] = slopes
     x = before.clone()
     sums = picard_update_(x, x0, m, w, replace(c, G=g), seeds=seeds, backend="reference").sum(2)
-    want = x, x0, sums[torch.arange(w.max_length) < w.length[:, None]]
+    want = x, x0, sums[torch.arange(w.max_length, device=device) < w.length[:, None]]
     exact = 1e-12 if dtype == torch.float64 else 1e-4
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=exact, atol=exact, equal_nan=True)
-    is_written = torch.zeros(NUM_SLOTS, RING, dtype=torch.bool)
+    is_written = torch.zeros(NUM_SLOTS, RING, dtype=torch.bool, device=device)
     for slot, start, length in ENTRIES:
         is_written[slot, torch.arange(start + 1, start + length + 1) % RING] = True
     assert torch.equal(change[is_written], (got[0] - before)[is_written])
@@ -164,8 +174,8 @@ def test_update_with_slopes_by_row_and_its_changes(how, order, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_rows_no_slopes(backend):
-    c, x, x0, change, w, m = given(2, 6, torch.float32)
-    empty = torch.zeros(0, dtype=torch.int64)
+    c, x, x0, change, w, m = given(2, 6, torch.float32, device=device_of(backend))
+    empty = torch.zeros(0, dtype=torch.int64, device=x.device)
     w = replace(w, **{name: empty for name in vars(w) if name != "max_length"}, max_length=0)
     assert secant_slopes(x, x0, change, m[:0], w, c, backend=backend).shape == (0,)
 
