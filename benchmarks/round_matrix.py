@@ -46,13 +46,11 @@ LONG = {
 }
 SHORT = {
     "ParaDiGMS": (0.1,),
-    "secant, zero": (0.2, 0.1, 0.05, 0.025),
-    "secant, zero, end": (0.2, 0.1, 0.05),
-    "picard, zero, end": (0.1, 0.05),
-    "secant, end": (0.1, 0.05),
-    "picard, end": (0.1, 0.05),
-    "gaussian, zero": (0.1, 0.05, 0.025),
-    "picard, zero": (0.1, 0.025),
+    "secant, end": (0.1, 0.05, 0.025, 0.0125),
+    "secant, zero, end": (0.1, 0.05, 0.025),
+    "secant, zero": (0.1, 0.05),
+    "gaussian, zero": (0.025,),
+    "picard, end": (0.1,),
     "ParaTAA 3, 8": (0.05, 0.02),
     "ParaSolver 1": (0.1, 0.05),
     "ParaSolver 5": (0.1,),
