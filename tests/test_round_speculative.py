@@ -35,14 +35,15 @@ def test_the_coupled_noise_is_normal(length):
     assert (noise - z - delta)[stands].abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("is_picard", [False, True])
 @pytest.mark.parametrize("window", [1, 5, 20])
-def test_the_law_of_samples_is_the_solvers(window):
+def test_the_law_of_samples_is_the_solvers(window, is_picard):
     """Normal data: DDPM is linear there, so the law of its samples is known in closed form."""
     table = make("mixture 2", 20, 1.0).table
     means = torch.tensor([[0.7, -0.2]], dtype=torch.float64)
     problem = Problem(MixtureModel(table, means, 0.3), table, (2,))
     number = 20_000
-    cost = speculate(problem, window, number, _generator())
+    cost = speculate(problem, window, number, _generator(), is_picard=is_picard)
     mean, variance = torch.zeros(1, 2, dtype=torch.float64), 1.0
     for i in range(table.num_nodes):
         alpha, sigma = float(table.alpha[i]), float(table.sigma[i])
@@ -56,14 +57,25 @@ def test_the_law_of_samples_is_the_solvers(window):
     assert (cost.rounds <= 20).all()
 
 
-def test_the_law_of_a_mixture():
+@pytest.mark.parametrize("is_picard", [False, True])
+def test_the_law_of_a_mixture(is_picard):
     """Near that of sequential samples as these are to each other; in fewer rounds."""
     problem = make("mixture 2", 30, 1.0)
-    cost = speculate(problem, 30, 1500, _generator())
+    cost = speculate(problem, 30, 1500, _generator(), is_picard=is_picard)
     distance = energy_distance(cost.samples, problem.sequential(1500, 0))
     assert abs(distance) <= 0.01
     assert float(cost.rounds.double().mean()) < 20
     assert (cost.evaluations >= 30).all()
+
+
+def test_drafts_of_picards_update_are_accepted_sooner():
+    """On wide data, whose x0 moves long before it is decided."""
+    problem = make("digits 0.3", 100, 1.0)
+    held, picard = (
+        speculate(problem, 100, 8, _generator(), is_picard=p).rounds.double().mean()
+        for p in (False, True)
+    )
+    assert picard < 0.85 * held
 
 
 def test_a_window_of_one_is_the_sequential_solver():
