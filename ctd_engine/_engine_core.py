@@ -17,69 +17,16 @@ import itertools
 import threading
 import time as _time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from ctd_engine._engine_jobs import EngineFullError, EngineStats, Job, News
 from ctd_engine._handle import Handle, RequestProgress, RequestState
 from ctd_engine._request import Request
-from ctd_engine._rounds import Rounds, run_round
-from ctd_engine._run_settings import Outcome, RoundSettings, make_result
+from ctd_engine._rounds import run_round
+from ctd_engine._run_settings import RoundSettings, make_result
 from ctd_engine.result import SampleResult, StopReason
-from ctd_engine.scheduling import Finished
-from ctd_engine.scheduling.plan import CANCELLED
 
-__all__ = ["EngineCore", "EngineFullError", "EngineStats"]
-
-
-class EngineFullError(RuntimeError):
-    """The queue of an `Engine` holds `max_queued` requests already."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counts since the engine began: rounds, model rows in them, and requests by state."""
-
-    rounds: int = 0
-    evaluations: int = 0
-    num_queued: int = 0
-    num_running: int = 0
-    num_finished: int = 0
-    num_cancelled: int = 0
-    num_failed: int = 0
-
-
-@dataclass(eq=False)
-class _Job:
-    request: Request
-    settings: RoundSettings
-    handle: Handle
-    priority: float
-    deadline: float | None
-    order: int
-    submitted: float
-    started: float | None = None
-    virtual_time: float = 0.0
-    _rounds: Rounds | None = field(default=None, init=False)
-
-    @property
-    def rounds(self) -> Rounds:
-        # its memory is taken when its first round comes
-        if self._rounds is None:
-            self._rounds = Rounds(self.request, self.settings)
-        return self._rounds
-
-    @property
-    def work(self) -> int:
-        """Model rows that its samples would take one step after the other."""
-        nodes = self.settings.table.num_nodes
-        return self.request.num_samples * nodes * self.request.denoiser.evaluations_per_row
-
-    def outcome(self) -> Outcome:
-        """Its end; what has not ended is cancelled."""
-        if self._rounds is not None:
-            self._rounds.cancel()
-            return self._rounds.outcome()
-        ends = [Finished(b, -1, CANCELLED, 0, 0, 0, 0) for b in range(self.request.num_samples)]
-        return Outcome(self.request.empty_samples(), ends, [], 0, 0)
+__all__ = ["EngineCore"]
 
 
 class EngineCore:
@@ -92,6 +39,7 @@ class EngineCore:
         max_active: requests that run at once.
         max_queued: requests that wait at most.
         clock: seconds that deadlines are measured in.
+        agree: makes the news of all ranks one; every step begins with it.
     """
 
     def __init__(
@@ -101,28 +49,38 @@ class EngineCore:
         max_active: int,
         max_queued: int,
         clock: Callable[[], float] = _time.monotonic,
+        agree: Callable[[News], News] = lambda news: news,
     ) -> None:
         self._max_rows = max_rows
         self._max_active = max_active
         self._max_queued = max_queued
         self._clock = clock
+        self._agree = agree
         self._lock = threading.Lock()
-        # (virtual end, order, job); guarded by the lock, the rest belongs to the stepping thread
-        self._queue: list[tuple[float, int, _Job]] = []
-        self._active: list[_Job] = []
+        # guarded by the lock; all else belongs to the stepping thread
+        self._arrivals: list[Job] = []
+        # (virtual end, order, job)
+        self._queue: list[tuple[float, int, Job]] = []
+        self._active: list[Job] = []
         self._orders = itertools.count()
+        self._now = clock()
         self._virtual_now = 0.0
         self._stats = EngineStats()
+        self.is_over = False
 
     @property
     def has_work(self) -> bool:
         """Whether any request has not ended."""
-        return bool(self._queue or self._active)
+        return bool(self._arrivals or self._queue or self._active)
 
     @property
     def stats(self) -> EngineStats:
         """Counts until the last round."""
-        return replace(self._stats, num_queued=len(self._queue), num_running=len(self._active))
+        return replace(self._stats, num_queued=self._num_queued, num_running=len(self._active))
+
+    @property
+    def _num_queued(self) -> int:
+        return len(self._arrivals) + len(self._queue)
 
     def submit(
         self,
@@ -131,6 +89,7 @@ class EngineCore:
         *,
         priority: float = 1.0,
         deadline_s: float | None = None,
+        asked: bytes = b"",
     ) -> Handle:
         """Put a request into the queue.
 
@@ -138,35 +97,33 @@ class EngineCore:
             EngineFullError: the queue is full.
         """
         now = self._clock()
-        job = _Job(
-            request,
-            settings,
-            Handle(request.num_samples * settings.table.num_nodes),
-            priority,
-            None if deadline_s is None else now + deadline_s,
-            next(self._orders),
-            now,
-        )
+        deadline = None if deadline_s is None else now + deadline_s
+        handle = Handle(request.num_samples * settings.table.num_nodes)
         with self._lock:
-            if len(self._queue) >= self._max_queued:
+            if self._num_queued >= self._max_queued:
                 raise EngineFullError(
-                    f"{len(self._queue)} requests wait already, the most that this engine allows "
+                    f"{self._num_queued} requests wait already, the most that this engine allows "
                     "(max_queued); submit again after some have ended"
                 )
-            virtual_end = self._virtual_now + job.work / priority
-            heapq.heappush(self._queue, (virtual_end, job.order, job))
-        return job.handle
+            order = next(self._orders)
+            self._arrivals.append(
+                Job(request, settings, handle, priority, deadline, order, now, asked)
+            )
+        return handle
 
     def cancel_all(self) -> None:
         """Ask every request to end early."""
-        with self._lock:
-            everyone = [job for _, _, job in self._queue] + self._active
-        for job in everyone:
+        for job in self._everyone():
             job.handle.cancel()
 
-    def step(self) -> int:
+    def step(self, is_last: bool = False) -> int:
         """One round of as many requests as the budget holds; its model rows, 0 without work."""
-        self._end_early()
+        news = self._agree(self._news(is_last))
+        self._now, self.is_over = news.now, news.is_last
+        for job in news.arrivals:
+            virtual_end = self._virtual_now + job.work / job.priority
+            heapq.heappush(self._queue, (virtual_end, job.order, job))
+        self._end_early(news.cancelled)
         self._admit()
         picked = self._pick()
         rows = {job: job.rounds.num_model_rows for job in picked}
@@ -187,47 +144,52 @@ class EngineCore:
             self._count(rounds=1, evaluations=total)
         return total
 
+    def _everyone(self) -> list[Job]:
+        with self._lock:
+            return [*self._arrivals, *(job for _, _, job in self._queue), *self._active]
+
+    def _news(self, is_last: bool) -> News:
+        cancelled = {job.order for job in self._everyone() if job.handle.is_cancelled}
+        with self._lock:
+            arrivals, self._arrivals = self._arrivals, []
+        return News(self._clock(), arrivals, cancelled, is_last)
+
     def abort(self, error: BaseException) -> None:
         """End every request with an error: no further round will come."""
-        for job in (*self._take_waiting(lambda job: True), *self._active):
+        self.is_over = True
+        everyone = self._everyone()
+        self._arrivals, self._queue = [], []
+        for job in everyone:
             failure = RuntimeError("the engine stopped because of an error; submit to a new one")
             failure.__cause__ = error
             self._fail(job, failure)
 
-    def _take_waiting(self, is_wanted: Callable[[_Job], bool]) -> list[_Job]:
-        with self._lock:
-            taken = [job for _, _, job in self._queue if is_wanted(job)]
-            self._queue = [entry for entry in self._queue if entry[2] not in taken]
-            heapq.heapify(self._queue)
-        return taken
+    def _end_early(self, cancelled: set[int]) -> None:
+        def is_over(job: Job) -> bool:
+            is_late = job.deadline is not None and self._now >= job.deadline
+            return is_late or job.order in cancelled
 
-    def _end_early(self) -> None:
-        now = self._clock()
-
-        def is_over(job: _Job) -> bool:
-            return job.handle.is_cancelled or (job.deadline is not None and now >= job.deadline)
-
-        for job in (*self._take_waiting(is_over), *filter(is_over, self._active)):
-            if job.handle.is_cancelled:
+        waiting = [job for _, _, job in self._queue if is_over(job)]
+        self._queue = [entry for entry in self._queue if entry[2] not in waiting]
+        heapq.heapify(self._queue)
+        for job in (*waiting, *filter(is_over, self._active)):
+            if job.order in cancelled:
                 self._finish(job, RequestState.CANCELLED)
             else:
                 self._finish(job, RequestState.FINISHED, StopReason.DEADLINE)
 
     def _admit(self) -> None:
-        while len(self._active) < self._max_active:
-            with self._lock:
-                if not self._queue:
-                    return
-                _, _, job = heapq.heappop(self._queue)
-                self._active.append(job)
-            job.started = self._clock()
+        while self._queue and len(self._active) < self._max_active:
+            _, _, job = heapq.heappop(self._queue)
+            self._active.append(job)
+            job.started = self._now
             job.virtual_time = self._virtual_now
             try:
                 self._show(job)
             except Exception as error:
                 self._fail(job, error)
 
-    def _pick(self) -> list[_Job]:
+    def _pick(self) -> list[Job]:
         picked, left = [], self._max_rows
         for job in sorted(self._active, key=lambda job: (job.virtual_time, job.order)):
             rows = job.rounds.num_model_rows
@@ -236,7 +198,7 @@ class EngineCore:
                 left -= rows
         return picked
 
-    def _show(self, job: _Job) -> None:
+    def _show(self, job: Job) -> None:
         rounds = job.rounds
         told = rounds.told()
         handle = job.handle
@@ -253,7 +215,7 @@ class EngineCore:
         )
 
     def _finish(
-        self, job: _Job, state: RequestState, reason_if_cut: StopReason = StopReason.CANCELLED
+        self, job: Job, state: RequestState, reason_if_cut: StopReason = StopReason.CANCELLED
     ) -> None:
         self._leave(job, state)
         try:
@@ -263,7 +225,7 @@ class EngineCore:
         else:
             job.handle.finish(result)
 
-    def _result(self, job: _Job, reason_if_cut: StopReason) -> SampleResult:
+    def _result(self, job: Job, reason_if_cut: StopReason) -> SampleResult:
         now = self._clock()
         result = make_result(job.request, job.outcome(), now - job.submitted)
         queued = (now if job.started is None else job.started) - job.submitted
@@ -273,11 +235,11 @@ class EngineCore:
         ]
         return replace(result, stop_reasons=reasons, stats=replace(result.stats, queued_s=queued))
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         self._leave(job, RequestState.FAILED)
         job.handle.fail(error)
 
-    def _leave(self, job: _Job, state: RequestState) -> None:
+    def _leave(self, job: Job, state: RequestState) -> None:
         if job in self._active:
             self._active.remove(job)
         name = {

@@ -65,6 +65,13 @@ class Ranks:
         self._guarded(lambda: dist.all_gather_object(values, value, group=self.group))
         return values
 
+    def share(self, value: T) -> T:
+        """Rank 0's value, of anything that can be pickled."""
+        values = [value]
+        first = dist.get_global_rank(self.group, 0)
+        self._guarded(lambda: dist.broadcast_object_list(values, first, group=self.group))
+        return values[0]
+
     def broadcast_(self, tensor: torch.Tensor) -> None:
         """Overwrite a contiguous tensor with that of rank 0."""
         first = dist.get_global_rank(self.group, 0)

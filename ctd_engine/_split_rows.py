@@ -95,8 +95,11 @@ class SplitCalls:
                 f"the ranks have come apart: asked for {[asked for _, asked in heads]} rows in one "
                 "round; they need equal hardware, equal versions of torch and equal arguments"
             )
-        # the heads lie between the ranks' rows: one copy takes them out
-        return parts[:, HEAD : HEAD + payload].view(dtype).reshape(size * each, width)[:rows]
+        # a copy in any case: it takes out the heads between the ranks' rows, and the next call may
+        # come before these are used
+        gathered = parts[:, HEAD : HEAD + payload].view(dtype)
+        out_rows = gathered.clone(memory_format=torch.contiguous_format)
+        return out_rows.view(size * each, width)[:rows]
 
 
 def _form_of(out: torch.Tensor) -> tuple[torch.dtype, int]:

@@ -5,23 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from ctd_engine import _checks
-from ctd_engine._engine_core import EngineCore, EngineFullError, EngineStats
+from ctd_engine._alike import agree, described
+from ctd_engine._engine_core import EngineCore
+from ctd_engine._engine_jobs import EngineFullError, EngineStats
+from ctd_engine._engine_ranks import SharedNews
+from ctd_engine._engine_request import Request
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._handle import Handle, RequestProgress, RequestState
 from ctd_engine._model_calls import Calls
+from ctd_engine._ranks import Ranks
+from ctd_engine._request import Request as CheckedRequest
+from ctd_engine._run_settings import RoundSettings
+from ctd_engine._split_rows import SplitCalls
 from ctd_engine.denoiser import Model
 from ctd_engine.sampler import ParallelSampler
-from ctd_engine.schedules import Grid, Schedule
-from ctd_engine.solvers import SolverTable
+from ctd_engine.schedules import Schedule
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = [
     "Engine",
@@ -37,63 +48,8 @@ logger = logging.getLogger("ctd_engine")
 
 # solver tables are made once for requests that ask for the same
 KEPT_SAMPLERS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What an `Engine` is asked for; the names mean what they mean to `ParallelSampler`.
-
-    Args:
-        num_samples, seed, seeds, x_init, noise, cond, guidance_scale: as in
-            `ParallelSampler.sample`.
-        solver, num_steps, clip_x0, solver_options, tolerance, method, guess, max_rounds: as in
-            `ParallelSampler`.
-        window_size: points per window, an integer. Large ones end sooner on an idle engine, small
-            ones take fewer model rows and more rounds.
-        priority: share of the model rows against others that run at the same time, above 0.
-        deadline_s: seconds from `submit` on after which the request ends with the best estimates
-            so far (`StopReason.DEADLINE`); None for no limit.
-    """
-
-    num_samples: int = 1
-    seed: int | None = None
-    seeds: Sequence[int] | None = None
-    x_init: torch.Tensor | None = None
-    noise: torch.Tensor | Callable[..., torch.Tensor] | None = None
-    cond: Mapping[str, Any] | None = None
-    guidance_scale: float | None = None
-    solver: str | SolverTable = "ddpm"
-    num_steps: int | Grid = 1000
-    clip_x0: float | None = None
-    solver_options: Mapping[str, Any] | None = None
-    window_size: int = 16
-    tolerance: float = 0.1
-    method: str = "picard"
-    guess: str = "predicted"
-    max_rounds: int | None = None
-    priority: float = 1.0
-    deadline_s: float | None = None
-
-    def __post_init__(self) -> None:
-        _checks.require_float("priority", self.priority, above=0.0)
-        if self.deadline_s is not None:
-            _checks.require_float("deadline_s", self.deadline_s, above=0.0)
-        _checks.require_int("window_size", self.window_size, minimum=1)
-
-    def sampler_arguments(self) -> dict[str, Any]:
-        """What of it a `ParallelSampler` is made with."""
-        names = (
-            "solver",
-            "num_steps",
-            "clip_x0",
-            "solver_options",
-            "window_size",
-            "tolerance",
-            "method",
-            "guess",
-            "max_rounds",
-        )
-        return {name: getattr(self, name) for name in names}
+# rank 0 tells the others that it is there
+HEARTBEAT_S = 5.0
 
 
 class Engine:
@@ -113,9 +69,13 @@ class Engine:
         max_rows: rows of one model batch at most, over all requests; guidance takes two per point.
         max_active: requests that run at once; each holds memory for its windows.
         max_queued: requests that wait at most.
+        process_group: a `torch.distributed.ProcessGroup` of the engine's own, or one dimension of a
+            `DeviceMesh`: every rank makes the engine alike, rank 0 submits and the others follow
+            until it shuts down. The rows of each round are split evenly over the ranks.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it.
+        RuntimeError: torch.distributed is not initialised.
     """
 
     def __init__(
@@ -135,6 +95,7 @@ class Engine:
         device: torch.device | str = "cpu",
         backend: str | None = None,
         scheduler_backend: str | None = None,
+        process_group: dist.ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         self.max_rows = _checks.require_int("max_rows", max_rows, minimum=1)
         if scheduler_backend == "cuda":
@@ -159,14 +120,25 @@ class Engine:
         self._samplers: OrderedDict[Hashable, ParallelSampler] = OrderedDict()
         self._calls: dict[Hashable, Calls] = {}
         self._device = torch.device(device)
-        self._core = EngineCore(
-            max_rows=self.max_rows,
-            max_active=_checks.require_int("max_active", max_active, minimum=1),
-            max_queued=_checks.require_int("max_queued", max_queued, minimum=1),
-        )
-        if schedule is not None:
-            # wrong arguments show here, not at the first request
-            self._sampler(Request(num_steps=1))
+        limits: dict[str, Any] = {
+            "max_rows": self.max_rows,
+            "max_active": _checks.require_int("max_active", max_active, minimum=1),
+            "max_queued": _checks.require_int("max_queued", max_queued, minimum=1),
+        }
+        # wrong arguments show here, not at the first request
+        first = None if schedule is None else self._sampler(Request(num_steps=1))
+        self._ranks = None if process_group is None else Ranks(process_group, self._device)
+        if self._ranks is None:
+            self._core = EngineCore(**limits)
+        else:
+            told = {name: repr(value) for name, value in {"shape": shape, **limits}.items()}
+            if first is not None:
+                told |= described(replace(first._settings, max_rows=self.max_rows))
+            agree(self._ranks, None, told)
+            self._core = EngineCore(
+                **limits,
+                agree=SharedNews(self._ranks, lambda asked: self._checked(Request.unpacked(asked))),
+            )
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="ctd_engine", daemon=True)
@@ -182,8 +154,29 @@ class Engine:
         """
         if not isinstance(request, Request):
             raise TypeError(f"request must be a ctd_engine.Request, got {type(request).__name__}")
+        if self._ranks is not None and self._ranks.rank != 0:
+            raise RuntimeError(
+                f"requests are submitted on rank 0, and this is rank {self._ranks.rank}"
+            )
+        self._require_open()
+        checked, settings = self._checked(request)
+        asked = b""
+        if self._ranks is not None:
+            asked = request.packed(checked.seeds)
         with self._changed:
             self._require_open()
+            handle = self._core.submit(
+                checked,
+                settings,
+                priority=request.priority,
+                deadline_s=request.deadline_s,
+                asked=asked,
+            )
+            self._changed.notify_all()
+        return handle
+
+    def _checked(self, request: Request) -> tuple[CheckedRequest, RoundSettings]:
+        with self._changed:
             sampler = self._sampler(request)
         checked = sampler._request(
             request.num_samples,
@@ -199,18 +192,16 @@ class Engine:
             raise ValueError(
                 "guidance_scale needs two model rows for a point, and max_rows of this engine is 1"
             )
-        settings = replace(sampler._settings, max_rows=rows, graphs=GraphSwitch(False))
+        # requests whose rows may share a call have to share what calls it
+        kind = (sampler.table.outputs, sampler.table.time_as_input)
         with self._changed:
-            self._require_open()
-            # requests whose rows may share a call have to share what calls it
-            table = sampler.table
-            kind = (table.outputs, table.time_as_input)
-            checked.denoiser.calls = self._calls.setdefault(kind, checked.denoiser.calls)
-            handle = self._core.submit(
-                checked, settings, priority=request.priority, deadline_s=request.deadline_s
-            )
-            self._changed.notify_all()
-        return handle
+            calls = self._calls.get(kind)
+            if calls is None:
+                calls = checked.denoiser.calls
+                calls = calls if self._ranks is None else SplitCalls(calls, self._ranks)
+                self._calls[kind] = calls
+        checked.denoiser.calls = calls
+        return checked, replace(sampler._settings, max_rows=rows, graphs=GraphSwitch(False))
 
     @property
     def is_alive(self) -> bool:
@@ -280,19 +271,22 @@ class Engine:
         )
         try:
             with torch.inference_mode(), on_device:
-                while self._has_work():
-                    self._core.step()
+                while not self._core.is_over:
+                    self._core.step(is_last=self._wait())
         except BaseException as error:
             logger.exception("the engine's thread stopped")
             with self._changed:
                 self._is_closed = True
             self._core.abort(error)
 
-    def _has_work(self) -> bool:
-        """Wait for work; False at the end."""
+    def _wait(self) -> bool:
+        """Wait for work; True if there is none and never will be."""
+        if self._ranks is not None and self._ranks.rank != 0:
+            # the news will say
+            return False
         with self._changed:
-            while not self._core.has_work:
-                if self._is_closed:
-                    return False
-                self._changed.wait()
-        return True
+            while not self._core.has_work and not self._is_closed:
+                # ranks that follow wait in a collective, which has a timeout
+                if not self._changed.wait(None if self._ranks is None else HEARTBEAT_S):
+                    break
+            return self._is_closed and not self._core.has_work

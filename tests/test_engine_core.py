@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 from ctd_engine import ParallelSampler, StopReason, schedules
-from ctd_engine._engine_core import EngineCore, EngineFullError
+from ctd_engine._engine_core import EngineCore
+from ctd_engine._engine_jobs import EngineFullError
 from ctd_engine._handle import Handle, RequestState
 
 SHAPE = (1, 2)
