@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from training_problem import WHOLE, Network, batch, gradients, make_loss, split_draws, whole_gradients
+from training_problem import (
+    WHOLE,
+    Network,
+    batch,
+    gradients,
+    make_loss,
+    split_draws,
+    whole_gradients,
+)
 
 # most of a run is two imports of torch: a minute on a busy machine
 CHILD_LIMIT_S = 150
