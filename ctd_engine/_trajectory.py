@@ -8,6 +8,7 @@ import torch
 
 from ctd_engine._coefficients import bound_rule, copying, ruled, solver_coefficients
 from ctd_engine._output_rule import BoundRule
+from ctd_engine._warm_start import added_by_steps, following
 from ctd_engine.noise import CounterNoise, NoiseSource, TensorNoise
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Windows, picard_update_
@@ -80,9 +81,12 @@ class TrajectoryStore:
         self._is_stochastic = table.is_stochastic
         self._coefficients = solver_coefficients(table, method, dtype, device)
         self._guesses_noise = guess != "copy" and self._is_stochastic
-        self._guess_coefficients = (
-            copying(self._coefficients) if guess == "copy" else self._coefficients
-        )
+        self._similar = similar
+        self._guess_coefficients = self._coefficients
+        if similar is not None:
+            self._guess_coefficients = following(self._coefficients)
+        elif guess == "copy":
+            self._guess_coefficients = copying(self._coefficients)
         self._rule = bound_rule(table, dtype, device)
         if self._rule is not None:
             self._coefficients = ruled(self._coefficients)
@@ -91,7 +95,6 @@ class TrajectoryStore:
         self._model_time = table.model_time.to(device=device, dtype=dtype)
         self._threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
         self._noise = noise
-        self._similar = similar
         self.backend = backend
 
     @property
@@ -150,9 +153,6 @@ class TrajectoryStore:
         max_count: int,
     ) -> None:
         """First values of nodes known + 1 .. known + count of slots [A]; nothing waits."""
-        if self._similar is not None:
-            self._follow(self._similar, slot, sample, known, count, max_count)
-            return
         predict_guess_(
             self.x,
             self.x0,
@@ -165,30 +165,12 @@ class TrajectoryStore:
             backend=self.backend,
         )
 
-    def _follow(
-        self,
-        similar: torch.Tensor,
-        slot: torch.Tensor,
-        sample: torch.Tensor,
-        known: torch.Tensor,
-        count: torch.Tensor,
-        max_count: int,
-    ) -> None:
-        # another trajectory, and the difference from it at the last known node, which the steps
-        # carry on as if x0 were the other's: sum_k A[i,k] d for neighbours that differ alike
-        ring, sample = self.x.shape[1], sample.clamp(min=0)
-        offsets = 1 + torch.arange(max_count, device=self.x.device)
-        nodes = (known[:, None] + offsets).clamp(max=self.num_nodes)
-        difference = self.x[slot, known % ring] - similar[sample, known]
-        carried = self._coefficients.A.sum(1).clamp(0.0, 1.0)[nodes - 1].cumprod(1)
-        # where the count has ended a point keeps its value: as many positions for every slot
-        at = slot[:, None], (known[:, None] + offsets) % ring
-        guess = similar[sample[:, None], nodes] + carried[..., None] * difference[:, None]
-        self.x[at] = guess.where((offsets <= count[:, None])[..., None], self.x[at])
-
     def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, max_count: int
     ) -> dict[str, torch.Tensor]:
+        if self._similar is not None:
+            a = self._guess_coefficients.A
+            return {"z": added_by_steps(self._similar, a, sample, first, max_count)}
         # seeds where the noise comes from a counter, else the noise itself, padded
         if not self._guesses_noise:
             return {}

@@ -83,6 +83,53 @@ def test_a_similar_model_from_another_start_takes_fewer_rounds():
     assert (warm.samples - cold.samples).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_guesses_of_its_own_trajectory_are_that_trajectory(problem):
+    """Every solver, a window per sample: one node, lag or sample off, and windows stop early."""
+    table = table_of(problem, NUM_STEPS)
+    # seven rows and three samples: windows of unequal lengths, and one sample waits for a slot
+    for max_rows in (7, 15):
+        sequential, parallel = samplers(table, window_size=5, tolerance=1e-6, max_rows=max_rows)
+        given = sequential.sample(NUM_SAMPLES, seed=3, keep_trajectory=True).trajectory
+        result = parallel.sample(NUM_SAMPLES, seed=3, x_trajectory=given)
+        assert (result.samples - given[:, -1]).abs().max() <= 1e-9
+        # the last nodes have no scale, so that a last bit opens them once more
+        assert result.stats.evaluations <= NUM_SAMPLES * (table.num_nodes + 1)
+
+
+GUESSED = [PROBLEMS[0], ("heun", "karras", "edm", {}), ("dpmpp_sde", "linear_beta", "v", {})]
+
+
+@pytest.mark.parametrize("problem", GUESSED, ids=str)
+def test_guesses_hold_the_predictions_and_the_noise_that_are_given(problem):
+    """By hand, from another start: what the model is asked first, a whole window of it."""
+    asked = []
+    table = table_of(problem, NUM_STEPS)
+    exact, nodes = mixture(table), table.num_nodes
+
+    def model(x, t):
+        asked.append((x, exact(x, t)))
+        return asked[-1][1]
+
+    shared = dict(shape=SHAPE, solver=table, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(nodes, 1, *SHAPE, generator=generator, dtype=torch.float64)
+    first = SequentialSampler(model, **shared).sample(1, seed=3, noise=z, keep_trajectory=True)
+    path = first.trajectory[0]
+    x0 = [table.P[i] * path[i] + table.Q[i] * m[0] for i, (_, m) in enumerate(asked)]
+    asked.clear()
+    x = [torch.full(SHAPE, 0.5, dtype=torch.float64)]
+    sampler = ParallelSampler(model, **shared, window_size=nodes)
+    sampler.sample(1, x_init=x[0][None], noise=-z, x_trajectory=path[None])
+    inputs = asked[0][0]
+    assert len(inputs) == nodes
+    for i in range(nodes):
+        assert (inputs[i] - table.input_scale[i] * x[i]).abs().max() <= 1e-11
+        back = range(min(i + 1, table.order))
+        step = sum(table.A_x0[i, k] * x[i - k] + table.B_x0[i, k] * x0[i - k] for k in back)
+        x.append(step + table.C[i] * z[i, 0])
+
+
 def test_more_samples_than_slots_follow_their_own():
     """Two at a time with 8 rows each; the third and later ones take over slots."""
     table = table_of(PROBLEMS[0], 30)
