@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,7 +30,12 @@ void for_each_item(std::int64_t num_items, std::int64_t num_elements, std::int64
     for (std::int64_t item = next++; item < num_items; item = next++) work(item);
   };
   std::vector<std::thread> threads;
-  for (std::int64_t rank = 1; rank < num_threads; ++rank) threads.emplace_back(take_items);
+  threads.reserve(static_cast<std::size_t>(num_threads));
+  try {
+    for (std::int64_t rank = 1; rank < num_threads; ++rank) threads.emplace_back(take_items);
+  } catch (const std::system_error&) {
+    // the system has no more: those that there are do the work
+  }
   take_items();
   for (std::thread& thread : threads) thread.join();
 }
