@@ -31,7 +31,7 @@ OURS = {
     "ours, windows of 1.5x the advance": Method("secant", adaptive_window=1.5),
     "ParaDiGMS": METHODS["ParaDiGMS"],
 }
-OTHERS = {"ParaSolver": "ParaSolver 5"}
+OTHERS = {"ParaSolver, 1 first step": "ParaSolver 1"}
 
 
 def measure() -> dict[str, list[dict[str, float]]]:

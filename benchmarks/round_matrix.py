@@ -39,9 +39,11 @@ SOLVERS = (
 LONG = {
     "ParaDiGMS": (0.1,),
     "secant": (0.2, 0.1, 0.05),
+    "secant, end": (0.2, 0.1),
     "secant, 2x": (0.1,),
     "gaussian, zero": (0.025,),
     "ParaTAA 3, 8": (0.05,),
+    "ParaSolver 1": (0.1, 0.2),
     "ParaSolver 5": (0.1,),
 }
 SHORT = {

@@ -60,7 +60,7 @@ def row(case: str, lines: list[Line]) -> str:
         if line is None:
             return "none"
         name = f"{line['method']}, {line['tolerance']:g}: " if with_name else ""
-        return f"{name}{line['rounds']:.0f}, {line['evals']:.0f}, {line['rms']:.4f}"
+        return f"{name}{line['rounds']:.1f}, {line['evals']:.0f}, {line['rms']:.4f}"
 
     first = next(line for line in lines if line["method"] == "ParaDiGMS")
     cells = [told(first), *(told(best_of_peer(lines, peer), True) for peer in PEERS)]
