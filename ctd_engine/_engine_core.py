@@ -13,14 +13,13 @@ ever, because the clock that newcomers start from goes on.
 from __future__ import annotations
 
 import heapq
-import itertools
 import threading
 import time as _time
 from collections.abc import Callable
 from dataclasses import replace
 
 from ctd_engine._engine_jobs import EngineFullError, EngineStats, Job, News
-from ctd_engine._handle import Handle, RequestProgress, RequestState
+from ctd_engine._handle import Handle, RequestProgress, RequestState, without_frames
 from ctd_engine._request import Request
 from ctd_engine._rounds import run_round
 from ctd_engine._run_settings import RoundSettings, make_result
@@ -32,7 +31,8 @@ __all__ = ["EngineCore"]
 class EngineCore:
     """The state of an engine: requests that wait and requests that run.
 
-    `submit` and the stop of a request may come from any thread; `step` and `abort` belong to one.
+    `submit`, `cancel_all` and the cancelling of a request may come from any thread; `step` and
+    `abort` belong to one.
 
     Args:
         max_rows: model rows per round at most.
@@ -57,12 +57,14 @@ class EngineCore:
         self._clock = clock
         self._agree = agree
         self._lock = threading.Lock()
-        # guarded by the lock; all else belongs to the stepping thread
+        # the first three are guarded by the lock; all else belongs to the stepping thread
         self._arrivals: list[Job] = []
+        self._num_submitted = 0
+        # requests whose order is less have to end early
+        self._cancelled_before = 0
         # (virtual end, order, job)
         self._queue: list[tuple[float, int, Job]] = []
         self._active: list[Job] = []
-        self._orders = itertools.count()
         self._now = clock()
         self._virtual_now = 0.0
         self._stats = EngineStats()
@@ -105,26 +107,32 @@ class EngineCore:
                     f"{self._num_queued} requests wait already, the most that this engine allows "
                     "(max_queued); submit again after some have ended"
                 )
-            order = next(self._orders)
+            order = self._num_submitted
+            self._num_submitted += 1
             self._arrivals.append(
                 Job(request, settings, handle, priority, deadline, order, now, asked)
             )
         return handle
 
     def cancel_all(self) -> None:
-        """Ask every request to end early."""
-        for job in self._everyone():
-            job.handle.cancel()
+        """Ask every request that was submitted to end early, with the next step."""
+        with self._lock:
+            self._cancelled_before = self._num_submitted
 
     def step(self, is_last: bool = False) -> int:
         """One round of as many requests as the budget holds; its model rows, 0 without work."""
-        news = self._agree(self._news(is_last))
+        own = self._news(is_last)
+        news = self._agree(own)
         self._now, self.is_over = news.now, news.is_last
-        for job in news.arrivals:
-            virtual_end = self._virtual_now + job.work / job.priority
-            heapq.heappush(self._queue, (virtual_end, job.order, job))
+        with self._lock:
+            # only now: where the ranks cannot agree, `abort` has to find them
+            del self._arrivals[: len(own.arrivals)]
+            for job in news.arrivals:
+                virtual_end = self._virtual_now + job.work / job.priority
+                heapq.heappush(self._queue, (virtual_end, job.order, job))
         self._end_early(news.cancelled)
         self._admit()
+        running = list(self._active)
         picked = self._pick()
         rows = {job: job.rounds.num_model_rows for job in picked}
         errors = run_round([job.rounds for job in picked])
@@ -136,8 +144,9 @@ class EngineCore:
             self._show(job)
             if job.rounds.has_ended:
                 self._finish(job, RequestState.FINISHED)
-        if self._active:
-            least = min(job.virtual_time for job in self._active)
+        if running:
+            # with those that have ended: the clock goes on where each request takes one round
+            least = min(job.virtual_time for job in running)
             self._virtual_now = max(self._virtual_now, least)
         total = sum(rows.values())
         if total > 0:
@@ -149,14 +158,19 @@ class EngineCore:
             return [*self._arrivals, *(job for _, _, job in self._queue), *self._active]
 
     def _news(self, is_last: bool) -> News:
-        cancelled = {job.order for job in self._everyone() if job.handle.is_cancelled}
+        cancelled = {
+            job.order
+            for job in self._everyone()
+            if job.handle.is_cancelled or job.order < self._cancelled_before
+        }
         with self._lock:
-            arrivals, self._arrivals = self._arrivals, []
+            arrivals = list(self._arrivals)
         return News(self._clock(), arrivals, cancelled, is_last)
 
     def abort(self, error: BaseException) -> None:
         """End every request with an error: no further round will come."""
         self.is_over = True
+        error = without_frames(error)
         everyone = self._everyone()
         self._arrivals, self._queue = [], []
         for job in everyone:

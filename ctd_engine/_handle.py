@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+import traceback
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from ctd_engine.result import SampleResult
 
-__all__ = ["Handle", "RequestProgress", "RequestState"]
+__all__ = ["Handle", "RequestProgress", "RequestState", "without_frames"]
 
 
 class RequestState(enum.Enum):
@@ -101,13 +103,18 @@ class Handle:
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Whether it has ended, after at most `timeout` seconds."""
-        if not self.done():
-            await asyncio.wait({asyncio.wrap_future(self._future)}, timeout=timeout)
+        if not self.done() and timeout != 0:
+            with self._watching(wants_previews=False) as watcher, suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(watcher.next(), timeout)
         return self.done()
 
     def __await__(self) -> Generator[Any, None, SampleResult]:
-        # a task that gives up waiting does not take the result from others
-        return asyncio.shield(asyncio.wrap_future(self._future)).__await__()
+        return self._waited().__await__()
+
+    async def _waited(self) -> SampleResult:
+        # a task that gives up waiting takes the result from nobody, and leaves nothing behind
+        await self.wait()
+        return self._future.result()
 
     def cancel(self) -> None:
         """Ask for an early end: after the round that is running, with the best estimates so far."""
@@ -121,11 +128,7 @@ class Handle:
         One after every round of the request, NaN for samples that have not begun; ends with the
         request. None whenever `heartbeat_s` seconds have passed without one.
         """
-        watcher = _Watcher(asyncio.get_running_loop())
-        with self._lock:
-            self._watchers.append(watcher)
-        self._future.add_done_callback(lambda _: watcher.close())
-        try:
+        with self._watching(wants_previews=True) as watcher:
             while True:
                 try:
                     preview = await asyncio.wait_for(watcher.next(), heartbeat_s)
@@ -135,6 +138,17 @@ class Handle:
                 if preview is None:
                     break
                 yield preview
+
+    @contextmanager
+    def _watching(self, *, wants_previews: bool) -> Iterator[_Watcher]:
+        watcher = _Watcher(asyncio.get_running_loop(), wants_previews)
+        with self._lock:
+            self._watchers.append(watcher)
+        try:
+            # it may have ended before anybody could tell the watcher
+            if self.done():
+                watcher.close()
+            yield watcher
         finally:
             with self._lock:
                 self._watchers.remove(watcher)
@@ -142,7 +156,8 @@ class Handle:
     @property
     def is_watched(self) -> bool:
         """Whether somebody reads previews: nobody makes them otherwise."""
-        return bool(self._watchers)
+        with self._lock:
+            return any(watcher.wants_previews for watcher in self._watchers)
 
     # the engine's side
 
@@ -157,21 +172,47 @@ class Handle:
         if preview is not None:
             with self._lock:
                 for watcher in self._watchers:
-                    watcher.put(preview)
+                    if watcher.wants_previews:
+                        watcher.put(preview)
 
     def finish(self, result: SampleResult) -> None:
         """Give the result to everyone who waits."""
         self._future.set_result(result)
+        self._close()
 
     def fail(self, error: BaseException) -> None:
         """Give the error to everyone who waits."""
-        self._future.set_exception(error)
+        self._future.set_exception(without_frames(error))
+        self._close()
+
+    def _close(self) -> None:
+        with self._lock:
+            for watcher in self._watchers:
+                watcher.close()
+
+
+class _OriginError(Exception):
+    """Where an error came from, as text."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """The same error with its traceback as the text of its cause."""
+    # frames hold the tensors of a whole round, for as long as somebody holds the handle
+    if error.__traceback__ is not None:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        error.__traceback__ = error.__context__ = None
+        error.__cause__ = _OriginError(text)
+    return error
 
 
 class _Watcher:
-    """One reader of previews in its event loop: holds the newest only."""
+    """One task that waits, in its event loop; of previews it holds the newest only."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wants_previews: bool) -> None:
+        self.wants_previews = wants_previews
         self._loop = loop
         self._news = asyncio.Event()
         self._newest: torch.Tensor | None = None
@@ -186,8 +227,8 @@ class _Watcher:
         self._wake()
 
     def _wake(self) -> None:
-        # a loop that is over has nobody to wake
-        if not self._loop.is_closed():
+        # a loop that is over has nobody to wake, and says so
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._news.set)
 
     async def next(self) -> torch.Tensor | None:

@@ -1,0 +1,76 @@
+"""Ends of requests that have to come, and what they leave behind."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+import weakref
+
+import pytest
+
+from ctd_engine import StopReason
+from ctd_engine._engine_core import EngineCore
+from ctd_engine._handle import RequestState
+from test_engine_core import RAISES, checked, sampler
+
+
+def test_requests_of_one_round_do_not_stop_the_clock():
+    core = EngineCore(max_rows=4, max_active=1, max_queued=64)
+    long, short = sampler(10, 4, max_rows=4), sampler(1, 1, max_rows=4)
+    core.submit(checked(short, 1, 0), short._settings)
+    waiting = core.submit(checked(long, 1, 1), long._settings)
+    # nobody is active once a round is over, so that nobody's use of rows moves the clock
+    for number in range(60):
+        core.submit(checked(short, 1, 2 + number), short._settings)
+        core.step()
+    assert waiting.done() or waiting.progress.state is RequestState.RUNNING
+    core.cancel_all()
+    core.step()
+
+
+def test_who_came_while_the_ranks_could_not_agree_gets_the_error():
+    def lost(news):
+        raise RuntimeError("another rank stopped")
+
+    core = EngineCore(max_rows=8, max_active=1, max_queued=8, agree=lost)
+    made = sampler(5, 4)
+    handle = core.submit(checked(made, 1, 0), made._settings)
+    with pytest.raises(RuntimeError, match="another rank stopped") as caught:
+        core.step()
+    core.abort(caught.value)
+    with pytest.raises(RuntimeError, match="the engine stopped because of an error"):
+        handle.result(0)
+    assert not core.has_work
+
+
+def test_who_came_while_the_ranks_agreed_is_cancelled_with_all():
+    core = EngineCore(
+        max_rows=8,
+        max_active=1,
+        max_queued=8,
+        # another thread, in the middle of a step
+        agree=lambda news: (core.cancel_all() if news.arrivals else None, news)[1],
+    )
+    made = sampler(50, 4)
+    handle = core.submit(checked(made, 1, 0), made._settings)
+    core.step()
+    core.step()
+    assert handle.result(0).stop_reasons == [StopReason.CANCELLED]
+
+
+def test_a_failed_request_holds_nothing_of_the_round_it_failed_in():
+    core = EngineCore(max_rows=8, max_active=2, max_queued=8)
+    made = sampler(40, 4)
+    fine, bad = checked(made, 1, 0), checked(made, 1, 1, RAISES)
+    bad.denoiser.calls = fine.denoiser.calls
+    handles = [core.submit(request, made._settings) for request in (fine, bad)]
+    core.step()
+    rounds = [weakref.ref(job._rounds) for job in core._active]
+    assert len(rounds) == 1
+    core.cancel_all()
+    core.step()
+    gc.collect()
+    assert rounds[0]() is None
+    error = handles[1].error()
+    # where it happened is told all the same
+    assert "in model" in "".join(traceback.format_exception(type(error), error, None))
