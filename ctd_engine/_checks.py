@@ -32,6 +32,8 @@ def require_float(
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be finite as a float, got a larger integer") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     if minimum is not None and number < minimum:

@@ -13,19 +13,24 @@ ever, because the clock that newcomers start from goes on.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time as _time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from ctd_engine._engine_jobs import EngineFullError, EngineStats, Job, News
 from ctd_engine._handle import Handle, RequestProgress, RequestState, without_frames
 from ctd_engine._request import Request
-from ctd_engine._rounds import run_round
+from ctd_engine._rounds import Rounds, run_round
 from ctd_engine._run_settings import RoundSettings, make_result
 from ctd_engine.result import SampleResult, StopReason
 
 __all__ = ["EngineCore"]
+
+logger = logging.getLogger("ctd_engine")
 
 
 class EngineCore:
@@ -225,8 +230,17 @@ class EngineCore:
                 rounds.num_points_final,
                 handle.progress.num_points,
             ),
-            rounds.estimates() if handle.is_watched and told.round > 0 else None,
+            self._preview(rounds) if handle.is_watched and told.round > 0 else None,
         )
+
+    @staticmethod
+    def _preview(rounds: Rounds) -> torch.Tensor | None:
+        try:
+            return rounds.estimates()
+        except Exception:
+            # such as for want of memory: the samples are not worse for it
+            logger.warning("a preview was left out", exc_info=True)
+            return None
 
     def _finish(
         self, job: Job, state: RequestState, reason_if_cut: StopReason = StopReason.CANCELLED

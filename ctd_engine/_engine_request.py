@@ -15,6 +15,8 @@ from ctd_engine.solvers import SolverTable
 
 __all__ = ["Request"]
 
+MIN_PRIORITY, MAX_PRIORITY = 1e-3, 1e3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -27,7 +29,8 @@ class Request:
             `ParallelSampler`.
         window_size: points per window, an integer. Large ones end sooner on an idle engine, small
             ones take fewer model rows and more rounds.
-        priority: share of the model rows against others that run at the same time, above 0.
+        priority: share of the model rows against others that run at the same time, from 0.001 to
+            1000.
         deadline_s: seconds from `submit` on after which the request ends with the best estimates
             so far (`StopReason.DEADLINE`); None for no limit.
     """
@@ -52,7 +55,12 @@ class Request:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.require_float("priority", self.priority, above=0.0)
+        priority = _checks.require_float("priority", self.priority)
+        # beyond, sums of rows / priority lose what single rounds add
+        if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+            raise ValueError(
+                f"priority must be from {MIN_PRIORITY:g} to {MAX_PRIORITY:g}, got {priority:g}"
+            )
         if self.deadline_s is not None:
             _checks.require_float("deadline_s", self.deadline_s, above=0.0)
         _checks.require_int("window_size", self.window_size, minimum=1)

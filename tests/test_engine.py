@@ -289,7 +289,9 @@ def test_a_deadline_is_kept():
 @pytest.mark.parametrize(
     "options, error, match",
     [
-        ({"priority": 0.0}, ValueError, "priority must be > 0, got 0"),
+        ({"priority": 0.0}, ValueError, "priority must be from 0.001 to 1000, got 0"),
+        ({"priority": 1e-320}, ValueError, "priority must be from 0.001 to 1000"),
+        ({"priority": 10**400}, ValueError, "priority must be finite"),
         ({"deadline_s": -1}, ValueError, "deadline_s must be > 0"),
         ({"window_size": "auto"}, TypeError, "window_size must be an integer, got str"),
         ({"num_samples": 0}, ValueError, "num_samples must be an integer >= 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import traceback
 import weakref
@@ -10,7 +11,8 @@ import pytest
 
 from ctd_engine import StopReason
 from ctd_engine._engine_core import EngineCore
-from ctd_engine._handle import RequestState
+from ctd_engine._handle import Handle, RequestState
+from ctd_engine._rounds import Rounds
 from test_engine_core import RAISES, checked, sampler
 
 
@@ -74,3 +76,34 @@ def test_a_failed_request_holds_nothing_of_the_round_it_failed_in():
     error = handles[1].error()
     # where it happened is told all the same
     assert "in model" in "".join(traceback.format_exception(type(error), error, None))
+
+
+def test_waiting_again_and_again_leaves_nothing_behind():
+    async def wait(handle):
+        for _ in range(50):
+            assert not await handle.wait(0.0)
+            assert not await handle.wait(0.001)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(handle, 0.001)
+            async for preview in handle.previews(0.001):
+                assert preview is None
+                break
+
+    handle = Handle(1)
+    asyncio.run(wait(handle))
+    assert handle._watchers == handle._future._done_callbacks == []
+
+
+def test_a_preview_that_cannot_be_made_ends_nothing(monkeypatch, caplog):
+    def estimates(rounds):
+        raise MemoryError("no room for a preview")
+
+    monkeypatch.setattr(Rounds, "estimates", estimates)
+    monkeypatch.setattr(Handle, "is_watched", True)
+    core = EngineCore(max_rows=8, max_active=1, max_queued=8)
+    made = sampler(4, 4)
+    handle = core.submit(checked(made, 1, 0), made._settings)
+    while core.has_work:
+        core.step()
+    assert handle.result(0).all_converged
+    assert "a preview was left out" in caplog.text

@@ -7,8 +7,11 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,9 @@ pytest.importorskip("uvicorn")
 
 from PIL import Image
 
-from ctd_engine import ParallelSampler
+from ctd_engine import Engine, ParallelSampler, schedules
 from ctd_engine.demo import demo_checkpoint
+from ctd_engine.serving.app import make_app
 from ctd_engine.serving.bodies import BadBodyError, Limits, parse
 from service_client import MALFORMED, Crowd, call, events, submit
 
@@ -191,7 +195,8 @@ def test_a_crowd_of_500(server):
         (b'{"cond": {"label": ["a"]}}', "must hold numbers"),
         (b'{"cond": {"label": []}}', "must hold numbers"),
         (b'{"cond": {"label": [[1], [1, 2]]}}', "must hold numbers"),
-        (b'{"priority": 0}', "priority must be > 0"),
+        (b'{"priority": 0}', "priority must be from 0.001 to 1000, got 0"),
+        (b'{"priority": 1%s}' % (b"0" * 400), "priority must be finite"),
         (b'{"noise": 1}', "unknown field 'noise'"),
         (b"\xff", "must be a JSON object"),
         (b"[" * 100_000, "must be a JSON object"),
@@ -206,6 +211,36 @@ def test_a_body_becomes_a_request():
     request = parse(b'{"num_steps": 7, "cond": {"label": [2, 3]}}', Limits(), {"clip_x0": 1.0})
     assert (request.num_steps, request.clip_x0) == (7, 1.0)
     assert request.cond["label"].tolist() == [2, 3]
+
+
+@contextmanager
+def served(app):
+    """An application on a free port, in a thread."""
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+def test_samples_that_are_no_pictures_have_events_all_the_same():
+    engine = Engine(lambda x, t: 0.1 * x, shape=(3,), schedule=schedules.cosine())
+    with served(make_app(engine)) as url:
+        body = {"num_steps": 300, "window_size": 1}
+        name = call(url, "POST", "/v1/requests", body).values["id"]
+        told = events(url, name, "?preview=1")
+        assert told[-1][0] == "end"
+        errors = [values["preview_error"] for _, values in told if "preview_error" in values]
+        assert "a picture needs samples [B, 1 or 3, H, W], got [1, 3]" in errors[0]
+        path = f"/v1/requests/{name}/result"
+        assert call(url, "GET", path).status == 422
+        assert np.load(io.BytesIO(call(url, "GET", f"{path}?format=npy").body)).shape == (1, 3)
 
 
 def test_a_port_that_is_taken_is_one_line(server):

@@ -141,9 +141,11 @@ class _Service:
             return JSONResponse(_told(handle), 202)
         if (error := handle.error()) is not None:
             raise HTTPException(500, f"{type(error).__name__}: {error}")
-        samples = self._data(handle.result(0).samples)
+        samples = handle.result(0).samples
         try:
-            content = await run_in_threadpool(png_bytes if form == "png" else npy_bytes, samples)
+            content = await run_in_threadpool(
+                self._content, samples, png_bytes if form == "png" else npy_bytes
+            )
         except ValueError as problem:
             raise HTTPException(422, str(problem)) from None
         kind = "image/png" if form == "png" else "application/octet-stream"
@@ -171,8 +173,9 @@ class _Service:
             raise HTTPException(404, "no such request; results are kept for a while only")
         return handle
 
-    def _data(self, samples: torch.Tensor) -> torch.Tensor:
-        return samples if self._to_data is None else self._to_data(samples)
+    def _content(self, samples: torch.Tensor, write: Callable[[torch.Tensor], bytes]) -> bytes:
+        # in a thread: a device may make it wait
+        return write(samples if self._to_data is None else self._to_data(samples))
 
     async def _stream(self, handle: Handle, wants_preview: bool) -> AsyncIterator[str]:
         yield _event("progress", _told(handle))
@@ -183,8 +186,12 @@ class _Service:
                     continue
                 told = _told(handle)
                 if wants_preview:
-                    picture = await run_in_threadpool(png_bytes, self._data(preview))
-                    told["preview_png"] = base64.b64encode(picture).decode()
+                    try:
+                        picture = await run_in_threadpool(self._content, preview, png_bytes)
+                    except ValueError as problem:
+                        told["preview_error"] = str(problem)
+                    else:
+                        told["preview_png"] = base64.b64encode(picture).decode()
                 yield _event("progress", told)
         yield _event("end", _told(handle))
 
