@@ -23,10 +23,13 @@ pytest.importorskip("uvicorn")
 
 from PIL import Image
 
-from ctd_engine import Engine, ParallelSampler, schedules
+from ctd_engine import Engine, ParallelSampler, StopReason, schedules
 from ctd_engine.demo import demo_checkpoint
+from ctd_engine.engine import Handle
+from ctd_engine.result import SampleResult, SampleStats
 from ctd_engine.serving.app import make_app
 from ctd_engine.serving.bodies import BadBodyError, Limits, parse
+from ctd_engine.serving.ledger import Ledger
 from service_client import MALFORMED, Crowd, call, events, submit
 
 CHECKPOINT = Path(__file__).parents[1] / "ctd_engine/assets/digits.safetensors"
@@ -211,6 +214,28 @@ def test_a_body_becomes_a_request():
     request = parse(b'{"num_steps": 7, "cond": {"label": [2, 3]}}', Limits(), {"clip_x0": 1.0})
     assert (request.num_steps, request.clip_x0) == (7, 1.0)
     assert request.cond["label"].tolist() == [2, 3]
+
+
+def test_results_are_kept_by_number_and_by_size():
+    def ended(number):
+        handle = Handle(1)
+        if number == 0:
+            handle.fail(ValueError("no result"))
+        else:
+            samples = torch.zeros(1, 25, dtype=torch.float32)
+            stats = SampleStats(1, 1, 0.0, np.ones(1), np.ones(1), 0, [], None)
+            handle.finish(SampleResult(samples, stats, [StopReason.CONVERGED], [0]))
+        return handle
+
+    def kept(most_ended, most_bytes, numbers):
+        ledger = Ledger(most_ended, most_bytes)
+        names = [ledger.add(ended(number)) for number in numbers]
+        return [ledger.find(name) is not None for name in names]
+
+    assert kept(3, 10**6, range(5)) == [False, False, True, True, True]
+    assert kept(9, 250, range(5)) == [False, False, False, True, True]
+    assert kept(9, 50, range(1, 4)) == [False, False, True]
+    assert kept(9, 100, [1, 0]) == [True, True]
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class _Service:
         self._defaults = defaults
         self._check = check
         self._to_data = to_data
-        self._ledger = Ledger(limits.kept_results)
+        self._ledger = Ledger(limits.kept_results, limits.kept_bytes)
         self._metrics = Metrics(engine)
 
     async def submit(self, http: HttpRequest) -> Response:

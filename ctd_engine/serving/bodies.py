@@ -28,6 +28,7 @@ class Limits:
         num_steps: solver steps; a table is made for each number of them.
         window_size: points per window, memory for each of which is taken.
         kept_results: results that wait to be fetched; the oldest go first.
+        kept_bytes: of their samples, on the engine's device; the newest is kept in any case.
     """
 
     body_bytes: int = 65536
@@ -35,6 +36,7 @@ class Limits:
     num_steps: int = 4000
     window_size: int = 256
     kept_results: int = 256
+    kept_bytes: int = 2**30
 
 
 # name -> kinds of JSON values
