@@ -10,7 +10,15 @@ from ctd_engine._output_rule import BoundRule
 from ctd_engine._table import SolverTable
 from ctd_engine.ops.picard_update import Coefficients
 
-__all__ = ["METHODS", "bound_rule", "copying", "picard_slopes", "ruled", "solver_coefficients"]
+__all__ = [
+    "METHODS",
+    "bound_rule",
+    "copying",
+    "picard_slopes",
+    "prior",
+    "ruled",
+    "solver_coefficients",
+]
 
 METHODS = ("picard", "order_k", "data", "gaussian", "secant")
 # of images in [-1, 1], and the sigma_data of EDM (Karras et al. 2022, table 1)
@@ -30,14 +38,19 @@ def picard_slopes(table: SolverTable, method: str) -> torch.Tensor:
     if method == "data":
         return table.A_x0
     if method == "gaussian":
-        alpha, sigma = table.alpha[:-1], table.sigma[:-1]
-        j = DATA_STD**2 * alpha / ((DATA_STD * alpha).square() + sigma.square())
-        # what wraps around before node 0 meets coefficients that are 0 there
-        lagged = torch.stack([j.roll(k) for k in range(table.order)], dim=1)
-        return table.A_x0 + table.B_x0 * lagged
+        return _gaussian_slopes(table, DATA_STD)
     g = torch.zeros_like(table.A)
     g[:, 0] = 1.0
     return g
+
+
+def _gaussian_slopes(table: SolverTable, std: float) -> torch.Tensor:
+    # the steps' derivatives for data N(mean, std² I)
+    alpha, sigma = table.alpha[:-1], table.sigma[:-1]
+    j = std**2 * alpha / ((std * alpha).square() + sigma.square())
+    # what wraps around before node 0 meets coefficients that are 0 there
+    lagged = torch.stack([j.roll(k) for k in range(table.order)], dim=1)
+    return table.A_x0 + table.B_x0 * lagged
 
 
 def solver_coefficients(
@@ -70,6 +83,11 @@ def ruled(c: Coefficients) -> Coefficients:
     """The recurrence that is given x0 as the model's output, and all that is added as noise."""
     ones = torch.ones_like(c.C)
     return replace(c, C=ones, P=torch.zeros_like(c.P), Q=ones, clip=None)
+
+
+def prior(table: SolverTable, c: Coefficients) -> Coefficients:
+    """The recurrence for data N(0, I), which needs no model: x0 = alpha x / (alpha² + sigma²)."""
+    return replace(c, A=_gaussian_slopes(table, 1.0).to(c.A), B=torch.zeros_like(c.B))
 
 
 def copying(c: Coefficients) -> Coefficients:

@@ -115,7 +115,7 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
         "window_size": settings.window_size,
         "max_rows": settings.max_rows,
         "num_slots": num_slots,
-        # a predicted guess needs an evaluation first; "zero" holds x0 = 0 before there is one
+        # a predicted guess needs an evaluation first; "zero" and "prior" have an x0 before
         "first_length": 1 if is_predicted else settings.window_size,
         "max_rounds": settings.max_rounds,
         "lockstep": settings.lockstep,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ctd_engine._coefficients import bound_rule, copying, ruled, solver_coefficients
+from ctd_engine._coefficients import bound_rule, copying, prior, ruled, solver_coefficients
 from ctd_engine._output_rule import BoundRule
 from ctd_engine._warm_start import added_by_steps, following
 from ctd_engine.noise import CounterNoise, NoiseSource, TensorNoise
@@ -22,7 +22,7 @@ from ctd_engine.solvers import SolverTable
 
 __all__ = ["GUESSES", "TrajectoryStore", "to_tensors", "to_windows"]
 
-GUESSES = ("predicted", "zero", "copy")
+GUESSES = ("predicted", "zero", "prior", "copy")
 
 
 def to_tensors(columns: Iterable[IntArray], device: torch.device) -> list[torch.Tensor]:
@@ -87,6 +87,10 @@ class TrajectoryStore:
             self._guess_coefficients = following(self._coefficients)
         elif guess == "copy":
             self._guess_coefficients = copying(self._coefficients)
+        # of a sample's first window, where it is another one
+        self._first_coefficients = None
+        if guess == "prior" and similar is None:
+            self._first_coefficients = prior(table, self._coefficients)
         self._rule = bound_rule(table, dtype, device)
         if self._rule is not None:
             self._coefficients = ruled(self._coefficients)
@@ -153,17 +157,26 @@ class TrajectoryStore:
         max_count: int,
     ) -> None:
         """First values of nodes known + 1 .. known + count of slots [A]; nothing waits."""
-        predict_guess_(
-            self.x,
-            self.x0,
-            slot,
-            known,
-            count,
-            max_count,
-            self._guess_coefficients,
-            **self._guess_noise(sample, known, max_count),
-            backend=self.backend,
-        )
+        parts = [(count, self._guess_coefficients)]
+        if self._first_coefficients is not None:
+            is_first = known == 0
+            parts = [
+                (count.where(is_first, 0), self._first_coefficients),
+                (count.where(~is_first, 0), self._guess_coefficients),
+            ]
+        noise = self._guess_noise(sample, known, max_count)
+        for counts, coefficients in parts:
+            predict_guess_(
+                self.x,
+                self.x0,
+                slot,
+                known,
+                counts,
+                max_count,
+                coefficients,
+                **noise,
+                backend=self.backend,
+            )
 
     def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, max_count: int

@@ -72,7 +72,8 @@ class ParallelSampler(SamplerBase):
         method: slope of the update: "picard", "order_k", "data", "gaussian" or "secant", which
             measures it and holds half as much state again; `docs/methods.md` says which pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
-            point), "zero" (the same, beginning with x0 = 0 in place of that round) or "copy"
+            point), "zero" (the same, beginning with x0 = 0 in place of that round), "prior"
+            (beginning with the solver's own path for data N(0, I)) or "copy"
             (ParaDiGMS).
         max_rows: rows of one model batch, shared fairly among the samples; over ranks, of all their
             batches together.

@@ -8,6 +8,7 @@ import torch
 from ctd_engine import ParallelSampler, SequentialSampler, StopReason, _trajectory
 from ctd_engine._coefficients import DATA_STD, picard_slopes
 from ctd_engine.exact import MixtureModel
+from ctd_engine.noise import CounterNoise
 from ctd_engine.ops.secant_slopes import secant_slopes
 from ruled_tables import RULES, RuledModel, ruled
 from small_problems import IDS, PROBLEMS, SHAPE, table_of
@@ -65,6 +66,56 @@ def test_zero_saves_the_round_of_one_point(eta):
     assert stats.rounds == run(table, DATA_STD, guess="predicted", **shared)[1].rounds - 1
     first = stats.window_history[0]
     assert list(first.length) == [table.num_nodes] * 3
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_prior_guesses_the_path_of_normal_data(problem):
+    """There the first window is right at once: a round finds it unchanged, one is the last node's.
+
+    In windows that are shorter than the path later points are predicted, as ever.
+    """
+    table = table_of(problem, NUM_STEPS)
+    normal = MixtureModel(table, torch.zeros(1, 6, dtype=torch.float64), 1.0)
+    shared = dict(shape=SHAPE, solver=table, dtype=torch.float64)
+    exact = SequentialSampler(normal, **shared).sample(3, seed=4).samples
+    for window_size, most, closeness in ((table.num_nodes, 2, 1e-9), (6, table.num_nodes, 1e-5)):
+        result = ParallelSampler(
+            normal, **shared, guess="prior", window_size=window_size, tolerance=1e-6
+        ).sample(3, seed=4)
+        assert (result.samples - exact).abs().max() <= closeness
+        assert result.stats.rounds <= most
+        first = result.stats.window_history[0]
+        assert list(first.length) == [window_size] * 3
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_prior_is_for_the_first_window_alone(problem):
+    """Points that enter later are predicted from what the model has said by then."""
+    table = table_of(problem, NUM_STEPS)
+    rings = {}
+    for guess in ("prior", "predicted"):
+        store = _trajectory.TrajectoryStore(
+            table,
+            num_slots=2,
+            window_size=4,
+            num_elements=3,
+            method="picard",
+            guess=guess,
+            tolerance=0.1,
+            noise=CounterNoise([1, 2], 3, torch.device("cpu")),
+            dtype=torch.float64,
+            device=torch.device("cpu"),
+            backend=None,
+        )
+        generator = torch.Generator().manual_seed(0)
+        for ring in (store.x, store.x0):
+            ring.copy_(torch.randn(ring.shape, generator=generator, dtype=torch.float64))
+        # slot 0 begins, slot 1 is under way
+        known, count = torch.tensor([0, 3]), torch.tensor([4, 2])
+        store.fill(torch.tensor([0, 1]), torch.tensor([0, 1]), known, count, 4)
+        rings[guess] = store.x
+    assert torch.equal(rings["prior"][1], rings["predicted"][1])
+    assert not torch.allclose(rings["prior"][0], rings["predicted"][0])
 
 
 def test_zero_guesses_with_the_noise_of_the_steps():

@@ -66,7 +66,7 @@ def test_window_1_is_bitwise_equal(problem, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("guess", ["predicted", "zero", "copy"])
+@pytest.mark.parametrize("guess", ["predicted", "zero", "prior", "copy"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
 def test_every_method_and_guess(problem, guess, method):
     table = table_of(problem, NUM_STEPS)

@@ -96,6 +96,7 @@ def assert_alike(host, resident):
         {},
         {"guess": "copy"},
         {"guess": "zero", "method": "gaussian"},
+        {"guess": "prior", "max_rows": 7},
         {"max_rows": 7},
         {"method": "secant", "max_rows": 7},
     ],
@@ -110,7 +111,7 @@ def test_any_window(window_size):
     assert_alike(*both(make_sampler(window_size=window_size), 5, seed=2))
 
 
-@pytest.mark.parametrize("guess", ["predicted", "zero"])
+@pytest.mark.parametrize("guess", ["predicted", "zero", "prior"])
 def test_more_samples_than_slots(guess):
     host, resident = both(make_sampler(max_rows=8, guess=guess), 9, seed=3)
     assert_alike(host, resident)
