@@ -25,8 +25,9 @@ class Request:
     Args:
         num_samples, seed, seeds, x_init, noise, cond, guidance_scale: as in
             `ParallelSampler.sample`.
-        solver, num_steps, clip_x0, solver_options, tolerance, method, guess, max_rounds: as in
-            `ParallelSampler`.
+        x_trajectory: the same.
+        solver, num_steps, clip_x0, solver_options, tolerance, method, guess, adaptive_window,
+            max_rounds: as in `ParallelSampler`.
         window_size: points per window, an integer. Large ones end sooner on an idle engine, small
             ones take fewer model rows and more rounds.
         priority: share of the model rows against others that run at the same time, from 0.001 to
@@ -42,6 +43,7 @@ class Request:
     noise: torch.Tensor | Callable[..., torch.Tensor] | None = None
     cond: Mapping[str, Any] | None = None
     guidance_scale: float | None = None
+    x_trajectory: torch.Tensor | None = None
     solver: str | SolverTable = "ddpm"
     num_steps: int | Grid = 1000
     clip_x0: float | None = None
@@ -50,6 +52,7 @@ class Request:
     tolerance: float = 0.1
     method: str = "picard"
     guess: str = "predicted"
+    adaptive_window: float | None = None
     max_rounds: int | None = None
     priority: float = 1.0
     deadline_s: float | None = None
@@ -76,6 +79,7 @@ class Request:
             "tolerance",
             "method",
             "guess",
+            "adaptive_window",
             "max_rounds",
         )
         return {name: getattr(self, name) for name in names}
@@ -95,6 +99,7 @@ class Request:
             seeds=seeds,
             x_init=_on_host(self.x_init),
             noise=_on_host(self.noise),
+            x_trajectory=_on_host(self.x_trajectory),
             cond=cond,
         )
         try:

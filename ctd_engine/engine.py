@@ -187,6 +187,8 @@ class Engine:
             request.cond,
             request.guidance_scale,
         )
+        if request.x_trajectory is not None:
+            checked = sampler._warm(checked, request.x_trajectory)
         rows = self.max_rows // checked.denoiser.evaluations_per_row
         if rows == 0:
             raise ValueError(
@@ -201,7 +203,12 @@ class Engine:
                 calls = calls if self._ranks is None else SplitCalls(calls, self._ranks)
                 self._calls[kind] = calls
         checked.denoiser.calls = calls
-        return checked, replace(sampler._settings, max_rows=rows, graphs=GraphSwitch(False))
+        return checked, replace(
+            sampler._settings,
+            max_rows=rows,
+            graphs=GraphSwitch(False),
+            is_warm=request.x_trajectory is not None,
+        )
 
     @property
     def is_alive(self) -> bool:

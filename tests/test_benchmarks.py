@@ -91,7 +91,9 @@ def bench(*arguments):
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
 
-def test_command_writes_and_compares(tmp_path):
+def test_command_writes_and_compares(tmp_path, monkeypatch):
+    # the command's own pytest is nobody's worker
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     out = tmp_path / "new.json"
     chosen = ("benchmarks/bench_noise.py", "-k", "torch.randn", "-p", "no:cacheprovider")
     result = bench("--out", out, "--json", *chosen)

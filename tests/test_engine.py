@@ -126,6 +126,19 @@ def test_a_table_of_its_own_and_explicit_noise():
     assert (result.samples - exact.samples).abs().max() <= 1e-12
 
 
+def test_a_similar_trajectory_and_windows_that_follow_the_advance():
+    kept = sampler(num_steps=20, window_size=8).sample(2, seed=1, keep_trajectory=True)
+    options = {"num_steps": 20, "window_size": 8, "adaptive_window": 1.5}
+    with engine() as shared:
+        asked = Request(num_samples=2, seed=1, x_trajectory=kept.trajectory, **options)
+        result = shared.submit(asked).result(TIMEOUT)
+        with pytest.raises(ValueError, match="x_trajectory must have shape"):
+            shared.submit(Request(x_trajectory=kept.trajectory[:, 1:], **options))
+    alone = sampler(max_rows=24, **options).sample(2, seed=1, x_trajectory=kept.trajectory)
+    assert torch.equal(result.samples, alone.samples)
+    assert result.stats.rounds == alone.stats.rounds < kept.stats.rounds
+
+
 def test_cancelled_while_it_runs_and_while_it_waits():
     gate = Gate()
     with engine(gate, max_active=1) as shared:

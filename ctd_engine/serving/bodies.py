@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "tolerance": NUMBER,
     "method": (str,),
     "guess": (str,),
+    "adaptive_window": NUMBER,
     "max_rounds": (int,),
     "cond": (dict,),
     "guidance_scale": NUMBER,
