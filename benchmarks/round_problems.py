@@ -31,7 +31,6 @@ class Method:
 
     has_end_scale: the last two points are judged by the noise of the last step that adds any, as
     ParaSolver does, where the solver's own scale is 0 and only unchanged points are accepted.
-    has_prior: the first guess is the solver's path for data N(0, I), given as a similar trajectory.
     """
 
     method: str = "picard"
@@ -39,7 +38,6 @@ class Method:
     lockstep: bool = False
     adaptive_window: float | None = None
     has_end_scale: bool = False
-    has_prior: bool = False
 
 
 METHODS = {
@@ -58,8 +56,8 @@ METHODS = {
     "secant, end": Method("secant", has_end_scale=True),
     "picard, zero, end": Method(guess="zero", has_end_scale=True),
     "secant, zero, end": Method("secant", "zero", has_end_scale=True),
-    "secant, prior": Method("secant", has_prior=True),
-    "secant, prior, end": Method("secant", has_end_scale=True, has_prior=True),
+    "secant, prior": Method("secant", "prior"),
+    "secant, prior, end": Method("secant", "prior", has_end_scale=True),
 }
 
 
@@ -96,17 +94,6 @@ class Problem:
         sampler = SequentialSampler(**self._shared())
         return sampler.sample(num_samples, **self.draws(num_samples, seed)).samples
 
-    def prior_path(self, draws: dict[str, Any]) -> Tensor:
-        """The solver's trajectory [B, N + 1, *shape] if data were N(0, I): no model call."""
-        table, points = self.table, [draws["x_init"]]
-        alpha, sigma = table.alpha[:-1], table.sigma[:-1]
-        # x0 = alpha x / (alpha² + sigma²) of such data
-        slope = table.A_x0[:, 0] + table.B_x0[:, 0] * alpha / (alpha.square() + sigma.square())
-        for i in range(table.num_nodes):
-            noise = float(table.C[i]) * draws["noise"][i] if "noise" in draws else 0.0
-            points.append(float(slope[i]) * points[-1] + noise)
-        return torch.stack(points, dim=1)
-
     def parallel(
         self, method: Method, window_size: int, tolerance: float, num_samples: int, seed: int
     ) -> SampleResult:
@@ -127,8 +114,7 @@ class Problem:
             max_rows=num_samples * window_size,
         )
         draws = self.draws(num_samples, seed)
-        path = self.prior_path(draws) if method.has_prior else None
-        result = sampler.sample(num_samples, x_trajectory=path, **draws)
+        result = sampler.sample(num_samples, **draws)
         if not result.all_converged:
             raise RuntimeError(f"{method} did not converge: {result.stop_reasons}")
         return result
