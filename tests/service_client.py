@@ -134,12 +134,13 @@ class Crowd:
             if chance.random() < 0.5:
                 # half a request
                 raw.sendall(
-                    b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"POST /v1/requests HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Type: application/json\r\n"
                     b'Content-Length: 1000\r\n\r\n{"num_steps": 5'
                 )
                 return
             name = submit(self.url, num_steps=20, window_size=2).values.get("id")
             if name is not None:
                 path = f"/v1/requests/{name}/events?preview=1".encode()
-                raw.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+                raw.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 raw.recv(64)

@@ -151,6 +151,22 @@ def test_bad_paths_and_queries(server):
     assert "solver" in submit(url, solver="nope").values["error"]
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "", "127.0.0.1.evil.example"]
+)
+def test_hosts_of_other_names_are_refused(server, host):
+    url, _ = server
+    reply = call(url, "GET", "/healthz", headers={"Host": host})
+    assert reply.status == 421
+    assert "answers for 127.0.0.1, [::1], localhost only" in reply.values["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "[::1]:8000", "[::1]"])
+def test_hosts_of_loopback_are_answered(server, host):
+    url, _ = server
+    assert call(url, "GET", "/healthz", headers={"Host": host}).status == 200
+
+
 def test_health_and_metrics(server):
     url, _ = server
     assert call(url, "GET", "/healthz").values == {"alive": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,7 @@ def serve(
         import uvicorn
 
         from ctd_engine.serving.app import make_app
+        from ctd_engine.serving.hosts import LOOPBACK
     except ImportError as error:
         raise RuntimeError(f"{error}; pip install 'ctd_engine[serve]'") from error
     trained = load_checkpoint(checkpoint)
@@ -65,13 +67,15 @@ def serve(
         device=device,
     )
     data = trained.config["data"]
+    address, number = listener.getsockname()[:2]
+    is_loopback = ipaddress.ip_address(address).is_loopback
     app = make_app(
         engine,
         defaults={"clip_x0": 1.0} if len(trained.shape) == 3 else {},
         check=lambda request: _check_label(request, trained),
         to_data=lambda samples: samples.cpu() * data["scale"] + data["offset"],
+        hosts=LOOPBACK if is_loopback else None,
     )
-    address, number = listener.getsockname()[:2]
     url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
     emit({"url": url}, f"serving {checkpoint} on {url}; Ctrl-C ends it", as_json)
     server = uvicorn.Server(

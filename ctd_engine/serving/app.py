@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -19,6 +20,7 @@ from starlette.routing import Route
 
 from ctd_engine.engine import Engine, EngineFullError, Handle, Request
 from ctd_engine.serving.bodies import BadBodyError, Limits, parse
+from ctd_engine.serving.hosts import OnlyHosts
 from ctd_engine.serving.ledger import Ledger
 from ctd_engine.serving.metrics import Metrics
 from ctd_engine.serving.pictures import npy_bytes, png_bytes
@@ -37,6 +39,7 @@ def make_app(
     defaults: dict[str, Any] | None = None,
     check: Callable[[Request], None] | None = None,
     to_data: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    hosts: Collection[str] | None = None,
 ) -> Starlette:
     """An ASGI application on an engine, which it shuts down when the server ends.
 
@@ -46,6 +49,7 @@ def make_app(
         defaults: fields of `ctd_engine.Request` for those that a client leaves out.
         check: looks at a request before it is submitted; ValueError refuses it.
         to_data: from samples [B, *shape] to what is written; as they are by default.
+        hosts: what the Host header may name (`serving.hosts.LOOPBACK`); None does not look.
     """
     service = _Service(engine, limits or Limits(), defaults or {}, check, to_data)
 
@@ -65,6 +69,7 @@ def make_app(
             Route("/healthz", service.health, methods=["GET"]),
             Route("/metrics", service.metrics, methods=["GET"]),
         ],
+        middleware=[] if hosts is None else [Middleware(OnlyHosts, hosts=hosts)],
         exception_handlers={HTTPException: _as_json, ClientDisconnect: _to_nobody},
         lifespan=lifespan,
     )
