@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections import OrderedDict
@@ -50,6 +51,8 @@ logger = logging.getLogger("ctd_engine")
 KEPT_SAMPLERS = 64
 # rank 0 tells the others that it is there
 HEARTBEAT_S = 5.0
+# that a program waits for a round when it ends without a shutdown
+EXIT_S = 60.0
 
 
 class Engine:
@@ -142,6 +145,8 @@ class Engine:
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="ctd_engine", daemon=True)
+        # a thread that the interpreter leaves behind in a model call would end the process badly
+        atexit.register(self._leave)
         self._thread.start()
 
     def submit(self, request: Request) -> Handle:
@@ -230,16 +235,24 @@ class Engine:
         Raises:
             TimeoutError: requests still run; the engine goes on closing.
         """
+        self._close(drain)
+        self._thread.join(timeout)
+        atexit.unregister(self._leave)
+        if self._thread.is_alive():
+            raise TimeoutError(
+                f"requests still run after {timeout:g} s; shutdown(drain=False) ends them early"
+            )
+
+    def _close(self, drain: bool) -> None:
         with self._changed:
             self._is_closed = True
             if not drain:
                 self._core.cancel_all()
             self._changed.notify_all()
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise TimeoutError(
-                f"requests still run after {timeout:g} s; shutdown(drain=False) ends them early"
-            )
+
+    def _leave(self) -> None:
+        self._close(drain=False)
+        self._thread.join(EXIT_S)
 
     def __enter__(self) -> Engine:
         return self

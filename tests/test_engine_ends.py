@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import traceback
 import weakref
 
@@ -107,3 +109,23 @@ def test_a_preview_that_cannot_be_made_ends_nothing(monkeypatch, caplog):
         core.step()
     assert handle.result(0).all_converged
     assert "a preview was left out" in caplog.text
+
+
+def test_a_program_that_ends_without_a_shutdown_ends_well():
+    code = """
+import time
+import torch
+from ctd_engine import Engine, Request, schedules
+
+def model(x, t):
+    for _ in range(5):
+        x = torch.tanh(x @ x)
+    return x
+
+engine = Engine(model, shape=(300, 300), schedule=schedules.linear_beta())
+engine.submit(Request(num_steps=1000, window_size=1))
+time.sleep(0.5)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
