@@ -19,7 +19,7 @@ from ctd_engine._run_settings import (
     num_slots_for,
     scheduler_sizes,
 )
-from ctd_engine._trajectory import to_tensors, to_windows
+from ctd_engine._windows import to_tensors, to_windows
 from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
 from ctd_engine.scheduling import Finished, make_scheduler
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
 from ctd_engine._coefficients import bound_rule, copying, prior, ruled, solver_coefficients
 from ctd_engine._output_rule import BoundRule
 from ctd_engine._warm_start import added_by_steps, following
+from ctd_engine._windows import to_tensors
 from ctd_engine.noise import CounterNoise, NoiseSource, TensorNoise
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Windows, picard_update_
@@ -17,28 +16,11 @@ from ctd_engine.ops.record_points import record_points_
 from ctd_engine.ops.secant_slopes import secant_slopes
 from ctd_engine.ops.trajectory_error import trajectory_error
 from ctd_engine.scheduling import RoundPlan
-from ctd_engine.scheduling.plan import IntArray
 from ctd_engine.solvers import SolverTable
 
-__all__ = ["GUESSES", "TrajectoryStore", "to_tensors", "to_windows"]
+__all__ = ["GUESSES", "TrajectoryStore"]
 
 GUESSES = ("predicted", "zero", "prior", "copy")
-
-
-def to_tensors(columns: Iterable[IntArray], device: torch.device) -> list[torch.Tensor]:
-    """A round's numbers on the sampler's device; on the CPU without a copy."""
-    tensors = [torch.from_numpy(values) for values in columns]
-    return tensors if device.type == "cpu" else [t.to(device) for t in tensors]
-
-
-def to_windows(plan: RoundPlan, device: torch.device) -> Windows:
-    """The round's decisions as tensors on the sampler's device."""
-    by_row = ("row_slot", "row_node", "row_entry", "row_offset")
-    names = ("slot", "start", "length", "known", *by_row)
-    first_row = plan.length.cumsum() - plan.length
-    columns = to_tensors([*(getattr(plan, name) for name in names), first_row], device)
-    max_length = int(plan.length.max())
-    return Windows(**dict(zip((*names, "first_row"), columns, strict=True)), max_length=max_length)
 
 
 class TrajectoryStore:
