@@ -37,8 +37,8 @@ class RequestState(enum.Enum):
 
 @dataclass(frozen=True)
 class RequestProgress:
-    """How far a request is: its rounds, model rows per sample summed up, and points of its
-    trajectories that no later round changes, of `num_points` = num_samples * num_nodes."""
+    """How far a request is: its rounds, the model rows in them, and points of its trajectories that
+    no later round changes, of `num_points` = num_samples * num_nodes."""
 
     state: RequestState
     rounds: int

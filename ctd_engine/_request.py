@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from ctd_engine.result import SampleResult, SampleStats, StopReason
 from ctd_engine.schedules import Grid, Schedule
 from ctd_engine.solvers import SolverTable
 
-__all__ = ["Request", "SamplerBase"]
+__all__ = ["Request", "SamplerBase", "on_device"]
 
 
 # elements of initial noise that are made in one go
@@ -103,6 +104,11 @@ def _on(device: torch.device, cond: Mapping[str, Any] | None) -> dict[str, Any] 
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in cond.items()
     }
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, on which kernels are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class SamplerBase:

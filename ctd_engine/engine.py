@@ -7,7 +7,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from ctd_engine._handle import Handle, RequestProgress, RequestState
 from ctd_engine._model_calls import Calls
 from ctd_engine._ranks import Ranks
 from ctd_engine._request import Request as CheckedRequest
+from ctd_engine._request import on_device
 from ctd_engine._run_settings import RoundSettings
 from ctd_engine._split_rows import SplitCalls
 from ctd_engine.denoiser import Model
@@ -237,11 +237,11 @@ class Engine:
         """
         self._close(drain)
         self._thread.join(timeout)
-        atexit.unregister(self._leave)
         if self._thread.is_alive():
             raise TimeoutError(
                 f"requests still run after {timeout:g} s; shutdown(drain=False) ends them early"
             )
+        atexit.unregister(self._leave)
 
     def _close(self, drain: bool) -> None:
         with self._changed:
@@ -286,11 +286,8 @@ class Engine:
         return sampler
 
     def _work(self) -> None:
-        on_device = (
-            torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-        )
         try:
-            with torch.inference_mode(), on_device:
+            with torch.inference_mode(), on_device(self._device):
                 while not self._core.is_over:
                     self._core.step(is_last=self._wait())
         except BaseException as error:

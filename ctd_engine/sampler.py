@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time as _time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ctd_engine._coefficients import METHODS
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._over_ranks import OverRanks, Way
 from ctd_engine._reach import expected_reach, observed_reach
-from ctd_engine._request import Request, SamplerBase
+from ctd_engine._request import Request, SamplerBase, on_device
 from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
 from ctd_engine._rounds import run_rounds
 from ctd_engine._run_settings import Outcome, RoundSettings, make_result
@@ -258,7 +257,7 @@ class ParallelSampler(SamplerBase):
         begin = _time.perf_counter()
         given = (num_samples, seed, seeds, x_init, noise, cond, guidance_scale)
         request, is_heard = self._agreed(given, keep_trajectory, callback is not None)
-        with torch.inference_mode(), self._on_device():
+        with torch.inference_mode(), on_device(self.device):
             way, chosen = self._way(request, is_heard)
             settings = replace(
                 way.settings if chosen is None else follow(way.settings, chosen, way.is_resident),
@@ -293,7 +292,7 @@ class ParallelSampler(SamplerBase):
         # the request, on all ranks, and whether anybody hears of its rounds
         if self._shared is None:
             return self._request(*given), has_callback
-        with self._on_device():
+        with on_device(self.device):
             return self._shared.request(self._request, given, keeps, has_callback)
 
     def _run(
@@ -323,12 +322,8 @@ class ParallelSampler(SamplerBase):
         """
         given = (num_samples, 0, None, None, None, cond, guidance_scale)
         request, _ = self._agreed(given, False, False)
-        with torch.inference_mode(), self._on_device():
+        with torch.inference_mode(), on_device(self.device):
             return self._plan(request, False)[1]
-
-    def _on_device(self) -> AbstractContextManager[object]:
-        # kernels are launched on the current device
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _way(self, request: Request, is_heard: bool) -> tuple[Way, WindowPlan | None]:
         if self.window_size == "auto":

@@ -111,7 +111,9 @@ def test_a_preview_that_cannot_be_made_ends_nothing(monkeypatch, caplog):
     assert "a preview was left out" in caplog.text
 
 
-def test_a_program_that_ends_without_a_shutdown_ends_well():
+@pytest.mark.parametrize("last", ["", "give_up()"])
+def test_a_program_that_ends_while_requests_run_ends_well(last):
+    """Without a shutdown, and after one that it did not wait for."""
     code = """
 import time
 import torch
@@ -125,7 +127,14 @@ def model(x, t):
 engine = Engine(model, shape=(300, 300), schedule=schedules.linear_beta())
 engine.submit(Request(num_steps=1000, window_size=1))
 time.sleep(0.5)
+
+def give_up():
+    try:
+        engine.shutdown(timeout=0.01)
+    except TimeoutError:
+        pass
+
 """
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code + last]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
