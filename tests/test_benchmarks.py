@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import bench_ops
 import bench_samplers
 import test_auto_window as auto_window
+import test_engine_load as engine_load
 import test_loss_variance as loss_variance
 import test_scheduler_speed as scheduler_speed
 from bench_losses import test_step as test_loss_step  # noqa: F401 (collected here)
@@ -85,6 +86,12 @@ def test_overhead_beside_diffusers(monkeypatch):
         medians = overhead.overheads(8, 4)
     assert 0 < medians["ours"] < 1
     assert 0 < medians["theirs"] < 1
+
+
+def test_a_mixed_load():
+    numbers = engine_load.measure(count=5, within=0.1)
+    assert set(numbers) == set(engine_load.SERVERS)
+    assert all(value > 0 for row in numbers.values() for value in row.values())
 
 
 def bench(*arguments):
