@@ -11,17 +11,23 @@ import torch
 
 from ctd_engine.ops.contrastive_reduction import contrastive_reduction
 from ctd_engine.ops.gather_rows import gather_rows
-from ctd_engine.ops.picard_update import Coefficients, Windows, picard_update_
+from ctd_engine.ops.picard_update import picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
+from ctd_engine.ops.secant_slopes import secant_slopes
 from ctd_engine.ops.trajectory_error import trajectory_error
+from op_inputs import (
+    SUMMED,
+    contrastive_inputs,
+    error_inputs,
+    gather_inputs,
+    guess_inputs,
+    picard_inputs,
+    secant_inputs,
+)
 
 PROVIDERS = ("eager", "compile", "fused")
 CPU_PROVIDERS = ("eager", "compile", "cpp")
 BACKENDS = {"eager": "reference", "compile": "reference", "fused": "triton", "cpp": "cpp"}
-# nodes of the trajectories, and so rows of every table of coefficients
-NODES = 1000
-# elements whose squared changes a program of the Picard update sums at large sizes
-SUMMED = 512
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -57,53 +63,6 @@ class OpCase:
         return self.op is not contrastive_reduction
 
 
-def _normal(device, seed):
-    generator = torch.Generator(device).manual_seed(seed)
-    return partial(torch.randn, generator=generator, device=device)
-
-
-def _size(dtype: torch.dtype) -> int:
-    return torch.finfo(dtype).bits // 8
-
-
-def make_windows(num_windows: int, length: int, device: str) -> Windows:
-    """Windows of equal length at scattered places of the trajectory, whose tables they fit."""
-    index = torch.arange(num_windows, device=device)
-    rows = torch.arange(num_windows * length, device=device)
-    start = (17 * index) % (NODES - length)
-    entry, offset = rows // length, rows % length
-    return Windows(
-        slot=index,
-        start=start,
-        length=torch.full_like(index, length),
-        first_row=index * length,
-        row_slot=entry,
-        row_node=start[entry] + offset,
-        row_entry=entry,
-        row_offset=offset,
-        max_length=length,
-    )
-
-
-def _coefficients(device):
-    a = torch.full((NODES, 1), 0.99, device=device)
-    vector = torch.full((NODES,), 0.1, device=device)
-    return Coefficients(a, a * 0.01, vector, torch.ones_like(a), vector, -vector, clip=None)
-
-
-def _picard_inputs(device, seed, *, num_windows, length, num_elements, m_dtype):
-    randn = _normal(device, seed)
-    x = randn(num_windows, length + 1, num_elements)
-    return {
-        "x": x,
-        "x0": torch.zeros_like(x),
-        "m": randn(num_windows * length, num_elements).to(m_dtype),
-        "windows": make_windows(num_windows, length, device),
-        "coefficients": _coefficients(device),
-        "seeds": torch.arange(num_windows, device=device) + 5,
-    }
-
-
 def _picard_outputs(inputs, sums):
     return inputs["x"], inputs["x0"], sums.sum(2)
 
@@ -113,26 +72,23 @@ def _picard_case(name, num_windows, length, num_elements, m_dtype=torch.float32)
     return OpCase(
         f"picard_update {name}",
         picard_update_,
-        partial(_picard_inputs, **size, m_dtype=m_dtype),
+        partial(picard_inputs, **size, m_dtype=m_dtype),
         # x read and written, x0 written, m read; noise is made in registers
-        num_windows * length * num_elements * (4 + 4 + 4 + _size(m_dtype)),
+        num_windows * length * num_elements * (4 + 4 + 4 + m_dtype.itemsize),
         outputs=_picard_outputs,
     )
 
 
-def _guess_inputs(device, seed, *, num_windows, length, num_elements):
-    randn = _normal(device, seed)
-    windows = make_windows(num_windows, length, device)
-    return {
-        "x": randn(num_windows, length + 1, num_elements),
-        "x0": randn(num_windows, length + 1, num_elements),
-        "slot": windows.slot,
-        "known": windows.start,
-        "count": windows.length,
-        "max_count": length,
-        "coefficients": _coefficients(device),
-        "seeds": windows.slot + 5,
-    }
+def _secant_case(name, num_windows, length, num_elements, m_dtype=torch.float32):
+    size = dict(num_windows=num_windows, length=length, num_elements=num_elements)
+    return OpCase(
+        f"secant_slopes {name}",
+        secant_slopes,
+        partial(secant_inputs, **size, m_dtype=m_dtype),
+        # x, x0, change and m read; a number per row written
+        num_windows * length * (num_elements * (4 + 4 + 4 + m_dtype.itemsize) + 4),
+        outputs=lambda _, slopes: (slopes,),
+    )
 
 
 def _guess_case(name, num_windows, length, num_elements):
@@ -140,29 +96,11 @@ def _guess_case(name, num_windows, length, num_elements):
     return OpCase(
         f"predict_guess {name}",
         predict_guess_,
-        partial(_guess_inputs, **size),
+        partial(guess_inputs, **size),
         # one state and one held x0 are read, every new point is written
         num_windows * (length + 2) * num_elements * 4,
         outputs=lambda inputs, _: (inputs["x"],),
     )
-
-
-def _error_inputs(device, seed, *, num_windows, length, num_elements):
-    generator = torch.Generator(device).manual_seed(seed)
-    windows = make_windows(num_windows, length, device)
-    shape = (num_windows, length, -(-num_elements // SUMMED))
-    changes = 0.5 + 0.1 * torch.rand(shape, generator=generator, device=device)
-    # windows converge after 0, 1, 2, ... points; far from the threshold, where rounding decides
-    offsets = torch.arange(length, device=device)
-    is_open = offsets >= (windows.slot % (length + 1))[:, None]
-    per_block = num_elements / shape[2]
-    return {
-        "partials": per_block * torch.where(is_open[:, :, None], 4.0 * changes, changes),
-        "num_elements": num_elements,
-        "threshold": torch.ones(NODES + 1, device=device),
-        "start": windows.start,
-        "length": windows.length,
-    }
 
 
 def _error_case(name, num_windows, length, num_elements):
@@ -170,23 +108,10 @@ def _error_case(name, num_windows, length, num_elements):
     return OpCase(
         f"trajectory_error {name}",
         trajectory_error,
-        partial(_error_inputs, **size),
+        partial(error_inputs, **size),
         # partial sums and a threshold per point are read; four int64 go along with each window
         num_windows * (length * (-(-num_elements // SUMMED) + 1) * 4 + 4 * 8),
     )
-
-
-def _contrastive_inputs(device, seed, *, num_points, num_draws, num_elements, dtype):
-    randn = _normal(device, seed)
-    shape = (num_points, num_draws, num_elements)
-    return {
-        "eps": randn(shape),
-        "out_alpha": randn(shape).to(dtype).requires_grad_(),
-        "out_beta": randn(shape).to(dtype).requires_grad_(),
-        "weight": torch.full(shape[:2], 0.5, device=device),
-        "b": torch.full(shape[:2], 0.9, device=device),
-        "y": torch.where(torch.arange(num_points, device=device) % 2 == 0, 1.0, -1.0),
-    }
 
 
 def _contrastive_call(op, inputs):
@@ -200,23 +125,11 @@ def _contrastive_case(name, num_points, num_draws, num_elements, dtype=torch.flo
     return OpCase(
         f"contrastive_reduction {name}",
         contrastive_reduction,
-        partial(_contrastive_inputs, **shape, dtype=dtype),
+        partial(contrastive_inputs, **shape, dtype=dtype),
         # forward and backward each read eps and both outputs; two gradients are written
-        num_points * num_draws * num_elements * (2 * (4 + 2 * _size(dtype)) + 2 * _size(dtype)),
+        num_points * num_draws * num_elements * (2 * (4 + 2 * dtype.itemsize) + 2 * dtype.itemsize),
         call=_contrastive_call,
     )
-
-
-def _gather_inputs(device, seed, *, num_windows, length, num_elements, dtype):
-    windows, vector = make_windows(num_windows, length, device), _coefficients(device).P
-    return {
-        "x": _normal(device, seed)(num_windows, length + 1, num_elements),
-        "row_slot": windows.row_slot,
-        "row_node": windows.row_node,
-        "input_scale": vector,
-        "model_time": vector,
-        "dtype": dtype,
-    }
 
 
 def _gather_case(name, num_windows, length, num_elements, dtype=torch.float16):
@@ -224,8 +137,8 @@ def _gather_case(name, num_windows, length, num_elements, dtype=torch.float16):
     return OpCase(
         f"gather_rows {name}",
         gather_rows,
-        partial(_gather_inputs, **size, dtype=dtype),
-        num_windows * length * num_elements * (4 + _size(dtype)),
+        partial(gather_inputs, **size, dtype=dtype),
+        num_windows * length * num_elements * (4 + dtype.itemsize),
     )
 
 
@@ -233,6 +146,7 @@ def _gather_case(name, num_windows, length, num_elements, dtype=torch.float16):
 L2_BYTES = 50e6
 SMALL = (
     _picard_case("16 windows of 32, 8x8", 16, 32, 64),
+    _secant_case("16 windows of 32, 8x8", 16, 32, 64),
     _guess_case("16 windows of 8, 8x8", 16, 8, 64),
     _gather_case("16 windows of 32, 8x8", 16, 32, 64),
     _error_case("16 windows of 32, 8x8", 16, 32, 64),
@@ -246,6 +160,7 @@ LARGE = (
     _picard_case("16 windows of 32, 4x128x128, bf16 model", 16, 32, 65536, torch.bfloat16),
     _picard_case("4 windows of 32, 3x256x256", 4, 32, 196608),
     _picard_case("4096 windows of 32, 8x8", 4096, 32, 64),
+    _secant_case("16 windows of 32, 4x128x128", 16, 32, 65536),
     _guess_case("16 windows of 16, 4x128x128", 16, 16, 65536),
     _gather_case("16 windows of 32, 4x128x128", 16, 32, 65536),
     _contrastive_case("128 points, 8 draws, 3x64x64", 128, 8, 12288),
