@@ -21,10 +21,15 @@ __all__ = [
     "save_denoising_errors",
     "save_images",
     "save_points",
+    "save_round_errors",
     "save_score_errors",
     "save_side_by_side",
     "save_windows",
 ]
+
+
+# panels of one picture
+MOST_MAPS = 3
 
 
 def _pyplot() -> Any:
@@ -118,6 +123,61 @@ def save_windows(path: Path, history: list[RoundRecord], num_nodes: int) -> None
     axes.set_title(f"Windows of {len(samples)} samples: lines are final, bands are being corrected")
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def save_round_errors(path: Path, errors: Tensor, history: list[RoundRecord]) -> None:
+    """Write what `RoundErrors` measured as heat maps over rounds and steps, a panel per sample.
+
+    White lines are the borders of the sample's window. Left of it points are final, right of it
+    they have not been reached; between them is what the round evaluated. At most 3 samples.
+
+    Args:
+        path: of the PNG.
+        errors: [rounds, B, num_nodes + 1], NaN where no window had been.
+        history: `stats.window_history` of the run.
+
+    Raises:
+        ValueError: the number of rounds is not the history's, or no error is above 0.
+    """
+    num_rounds, num_samples, num_points = errors.shape
+    if num_rounds != len(history):
+        raise ValueError(f"errors must be of all {len(history)} rounds, got {num_rounds}")
+    finite = errors[errors.isfinite() & (errors > 0)]
+    if len(finite) == 0:
+        raise ValueError(
+            "errors must hold a finite one above 0, got none: there is nothing to draw"
+        )
+    pyplot = _pyplot()
+    columns = min(num_samples, MOST_MAPS)
+    size = (1.2 + 3.8 * columns, 4.0)
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=size, squeeze=False, sharey=True, layout="constrained"
+    )
+    highest = float(finite.max())
+    # five decades; what is below them, 0 too, gets the lowest colour
+    norm = pyplot.matplotlib.colors.LogNorm(1e-5 * highest, highest)
+    rounds = np.arange(1, num_rounds + 1)
+    drawn: Any = None
+    for sample, axis in enumerate(axes[0, :columns]):
+        values = errors[:, sample].clamp_min(1e-5 * highest).numpy()
+        drawn = axis.pcolormesh(
+            np.arange(num_points), rounds, values, norm=norm, cmap="viridis", shading="nearest"
+        )
+        entries = [np.flatnonzero(record.sample == sample) for record in history]
+        at = [(rounds[r], history[r], e[0]) for r, e in enumerate(entries) if len(e)]
+        # a point of the window has moved once: the one that it begins with is final
+        edges = [(r, h.start[e] + 0.5, h.start[e] + h.length[e] + 0.5) for r, h, e in at]
+        y = [edge for r, _, _ in edges for edge in (r - 0.5, r + 0.5)]
+        for border in (1, 2):
+            x = [edge[border] for edge in edges for _ in range(2)]
+            axis.plot(x, y, color="white", linewidth=1.2)
+        axis.set_facecolor("0.85")
+        axis.set(title=f"sample {sample}", xlabel="step, from noise to sample")
+    axes[0, 0].set_ylabel("round (one batched model call)")
+    axes[0, 0].invert_yaxis()
+    figure.colorbar(drawn, ax=axes, label="error of x: rms, against the sequential sampler")
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

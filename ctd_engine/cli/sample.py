@@ -16,7 +16,8 @@ from ctd_engine._files import write_whole
 from ctd_engine.animation import Animation
 from ctd_engine.cli._common import emit, json_option, one_line_errors
 from ctd_engine.cli._launch import launched
-from ctd_engine.result import SampleResult, StopReason
+from ctd_engine.result import RoundProgress, SampleResult, StopReason
+from ctd_engine.round_errors import RoundErrors
 from ctd_engine.sampler import ParallelSampler, SequentialSampler
 from ctd_engine.training.checkpoint import Checkpoint, load_checkpoint
 
@@ -49,6 +50,12 @@ __all__ = ["sample"]
     metavar="OUT.gif",
     help="Also write how the trajectories settle, a frame per round; keeps all their points.",
 )
+@click.option(
+    "--error-map",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png",
+    help="Also sample sequentially, and draw the error of every point after every round.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--split",
@@ -74,6 +81,7 @@ def sample(
     clip: bool | None,
     sequential: bool,
     animate: Path | None,
+    error_map: Path | None,
     device: str,
     split: str,
     as_json: bool,
@@ -86,8 +94,8 @@ def sample(
         raise ValueError(f"--out must end in .png or .npy, got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: the folder {out.parent} is not there; make it first")
-    if animate is not None:
-        _check_animation(animate, sequential)
+    _check_picture("--animate", animate, ".gif", sequential)
+    _check_picture("--error-map", error_map, ".png", sequential)
     trained = load_checkpoint(checkpoint)
     is_image = len(trained.shape) == 3
     cond, null_cond = _conditioning(trained, num_samples, label, guidance)
@@ -118,17 +126,29 @@ def sample(
                 process_group=launch.process_group,
                 split=split,
             )
-        if animate is not None and launch.process_group is not None:
-            raise ValueError("--animate runs in one process: start it without torchrun")
+        if (animate or error_map) and launch.process_group is not None:
+            name = "--error-map" if animate is None else "--animate"
+            raise ValueError(f"{name} runs in one process: start it without torchrun")
+        draws: dict[str, Any] = dict(seed=seed, cond=cond, guidance_scale=guidance)
         animation = None if animate is None else Animation(sampler.table.num_nodes)
+        errors = None
+        if error_map is not None:
+            oracle = SequentialSampler(model, **options)
+            truth = oracle.sample(num_samples, **draws, keep_trajectory=True).trajectory
+            assert truth is not None
+            errors = RoundErrors(truth)
+        watchers = [watcher for watcher in (animation, errors) if watcher is not None]
+
+        def tell(progress: RoundProgress) -> None:
+            for watcher in watchers:
+                watcher(progress)
+
         result = sampler.sample(
             num_samples,
-            seed=seed,
-            cond=cond,
-            guidance_scale=guidance,
+            **draws,
             progress=launch.is_first and not as_json,
-            callback=animation,
-            keep_trajectory=animation is not None,
+            callback=tell if watchers else None,
+            keep_trajectory=bool(watchers),
         )
     if not launch.is_first:
         return
@@ -137,6 +157,11 @@ def sample(
     write_whole(out, partial(_write_samples, samples=samples))
     if animation is not None and animate is not None:
         write_whole(animate, animation.save)
+    if errors is not None and error_map is not None:
+        draw = partial(
+            plots.save_round_errors, errors=errors.errors(), history=result.stats.window_history
+        )
+        write_whole(error_map, draw)
     values = _statistics(result, out)
     statistics = out.with_suffix(".json")
     write_whole(statistics, partial(_write_text, text=json.dumps(values, indent=1)))
@@ -148,6 +173,8 @@ def sample(
     )
     if animate is not None:
         text += f"\n{animate}: the trajectories, round by round"
+    if error_map is not None:
+        text += f"\n{error_map}: the error of every point after every round"
     if stats.plan is not None:
         text += f"\nwindow, chosen from measured times: {stats.plan.best.window_size} points"
     bad = sum(reason is not StopReason.CONVERGED for reason in result.stop_reasons)
@@ -156,13 +183,15 @@ def sample(
     emit(values, text, as_json)
 
 
-def _check_animation(path: Path, sequential: bool) -> None:
-    if path.suffix != ".gif":
-        raise ValueError(f"--animate must end in .gif, got {path}")
+def _check_picture(name: str, path: Path | None, suffix: str, sequential: bool) -> None:
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise ValueError(f"{name} must end in {suffix}, got {path}")
     if not path.parent.is_dir():
-        raise ValueError(f"--animate {path}: the folder {path.parent} is not there; make it first")
+        raise ValueError(f"{name} {path}: the folder {path.parent} is not there; make it first")
     if sequential:
-        raise ValueError("--animate draws the rounds of a parallel run; leave out --sequential")
+        raise ValueError(f"{name} draws the rounds of a parallel run; leave out --sequential")
 
 
 def _conditioning(
