@@ -67,7 +67,7 @@ def test_every_op_has_its_derivation():
 
 def test_no_example_is_left_out():
     with_examples = {page.stem for page in DOCS.glob("**/*.md") if blocks(page)}
-    # scaling's needs many processes; tests/test_distributed.py has such calls
+    # scaling's needs two processes: tests/test_torchrun.py
     assert with_examples == {*TUTORIALS, "training", "integrations", "scaling"}
 
 

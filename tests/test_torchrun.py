@@ -1,18 +1,22 @@
-"""`torchrun -m ctd_engine sample` writes what one process writes, once."""
+"""`torchrun -m ctd_engine sample`, and the script of docs/scaling.md, do what one process does."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
+from ctd_engine import ParallelSampler
 from ctd_engine.cli import main
+from ctd_engine.demo import demo_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +28,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "-m", "ctd_engine", "sample", *map(str, arguments)],
+        [*command, *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -52,7 +56,7 @@ def test_two_ranks_write_what_one_process_writes(checkpoint, tmp_path):
     one, two = tmp_path / "one.npy", tmp_path / "two.npy"
     result = CliRunner().invoke(main, ["sample", *map(str, arguments), "--out", str(one)])
     assert result.exit_code == 0, result.output
-    done = torchrun(*arguments, "--out", two, "--split", "rows")
+    done = torchrun("-m", "ctd_engine", "sample", *arguments, "--out", two, "--split", "rows")
     assert done.returncode == 0, done.stderr
     # one object: the other rank is silent
     told = json.loads(done.stdout)
@@ -70,7 +74,31 @@ def test_two_ranks_write_what_one_process_writes(checkpoint, tmp_path):
 
 
 def test_sequential_is_refused_on_many_ranks(checkpoint, tmp_path):
-    done = torchrun(checkpoint, "--out", tmp_path / "no.npy", "--sequential")
+    done = torchrun(
+        "-m", "ctd_engine", "sample", checkpoint, "--out", tmp_path / "no.npy", "--sequential"
+    )
     assert done.returncode != 0
     assert "Error: --sequential runs in one process" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_of_the_documentation(tmp_path, request):
+    text = (request.config.rootpath / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = tmp_path / "script.py"
+    script.write_text(block, encoding="utf-8")
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+    # rank 0 alone prints
+    ((rounds, checksum),) = re.findall(r"(\d+) rounds, checksum (\S+)", done.stdout)
+    digits = demo_checkpoint()
+    alone = ParallelSampler(
+        digits.model,
+        shape=digits.shape,
+        schedule=digits.schedule,
+        prediction=digits.prediction,
+        num_steps=100,
+        window_size=16,
+    ).sample(1, seed=0, cond={"label": torch.tensor([4])})
+    assert int(rounds) == alone.stats.rounds < 50
+    assert float(checksum) == pytest.approx(float(alone.samples.sum()), abs=1e-3)
