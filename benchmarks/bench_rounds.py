@@ -1,21 +1,22 @@
 """Rounds against final error: methods and first guesses on problems from easy to hard.
 
-    pytest benchmarks/bench_rounds.py --benchmark-only -s
+    pytest benchmarks/bench_rounds.py --benchmark-only --benchmark-full -s
     pytest benchmarks/bench_rounds.py --benchmark-only -s -k "checkpoint or digits-0.1-25"
 
-A line per method and tolerance. rounds: of the batch, so of its slowest sample, mean of the seeds;
-each: rounds of a sample, mean; evals: model rows per sample; median, p80, rms: of the root mean
-squared difference of a sample from the sequential one; far: share of the samples where it exceeds
-0.1, so mostly another image; energy: distance of the law from sequential samples of other seeds,
-beside that of the sequential samples themselves. Methods are to be compared where their final
-errors are equal, not at equal tolerances: a method that changes points less per round also stops
-further from the answer.
+The first prints the published lines; without --benchmark-full a case has 1 seed, at most 6 samples
+and its first tolerances. A line per method and tolerance. rounds: of the batch, so of its slowest
+sample, mean of the seeds; each: rounds of a sample, mean; evals: model rows per sample; median,
+p80, rms: of the root mean squared difference of a sample from the sequential one; far: share of the
+samples where it exceeds 0.1, so mostly another image; energy: distance of the law from sequential
+samples of other seeds, beside that of the sequential samples themselves. Methods are to be compared
+where their final errors are equal, not at equal tolerances: a method that changes points less per
+round also stops further from the answer.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -60,6 +61,11 @@ class Case:
         """For -k."""
         solver = f"eta{self.eta:g}-w{self.window_size}"
         return f"{self.problem}-{self.num_steps}-{solver}".replace(" ", "-")
+
+    def shortened(self) -> Case:
+        """The same case in less time, whose counts are too few to be published."""
+        few = min(self.num_samples, 6)
+        return replace(self, num_seeds=1, num_samples=few, tolerances=self.tolerances[:2])
 
 
 CASES = [
@@ -177,7 +183,8 @@ def table(case: Case) -> list[Line]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_rounds(benchmark, capsys, case):
+def test_rounds(benchmark, capsys, is_full, case):
+    case = case if is_full else case.shortened()
     lines = []
     # one run: the counts do not vary, and the time is that of all methods together
     benchmark.pedantic(lambda: lines.extend(table(case)), rounds=1, iterations=1)

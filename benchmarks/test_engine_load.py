@@ -1,8 +1,9 @@
 """A mixed load: the engine against batches that run to their end, on the committed network.
 
-pytest benchmarks/test_engine_load.py --benchmark-only -s
+pytest benchmarks/test_engine_load.py --benchmark-only -s                     80 requests
+pytest benchmarks/test_engine_load.py --benchmark-only --benchmark-full -s    200
 
-200 requests for one digit each, of 10 to 1000 steps of DDPM and three tolerances, arrive at random
+Requests for one digit each, of 10 to 1000 steps of DDPM and three tolerances, arrive at random
 times. Everyone has the same network, window and budget of model rows, and one thread for the
 network. The others serve as servers without an engine do: the oldest request that waits and all
 that wait with the same settings, as many as the budget holds, run as one batch to the end.
@@ -25,12 +26,12 @@ from ctd_engine import Engine, ParallelSampler, Request
 from ctd_engine.demo import demo_checkpoint
 from ctd_engine.engine import Handle
 
-NUM_REQUESTS = 200
+FULL, SHORT = 200, 80
 # short requests are many, long ones are few
 STEPS, SHARES = (10, 25, 50, 100, 250, 1000), (0.25, 0.25, 0.2, 0.15, 0.1, 0.05)
 TOLERANCES = (0.05, 0.1, 0.2)
-# arrivals in this many seconds, less than any of them needs: all have work to the end
-ARRIVAL_S = 5.0
+# requests per second, more than any of them serves: all have work to the end
+ARRIVALS = 40.0
 WINDOW, MAX_ROWS = 16, 64
 NUM_CLASSES = 10
 THROUGHPUT, LATENCY = 1.5, 0.5
@@ -52,7 +53,7 @@ class Asked:
         return self.num_steps, self.tolerance
 
 
-def load(count: int = NUM_REQUESTS, within: float = ARRIVAL_S, seed: int = 0) -> list[Asked]:
+def load(count: int, within: float, seed: int = 0) -> list[Asked]:
     """Requests in the order of their arrival."""
     random = np.random.default_rng(seed)
     times = np.sort(random.uniform(0, within, count))
@@ -166,7 +167,7 @@ SERVERS: dict[str, Callable[[list[Asked], dict[str, object]], np.ndarray]] = {
 }
 
 
-def measure(count: int = NUM_REQUESTS, within: float = ARRIVAL_S) -> dict[str, dict[str, float]]:
+def measure(count: int, within: float) -> dict[str, dict[str, float]]:
     """Requests per second, and the median and 95th percentile of latency, of every server."""
     requests = load(count, within)
     return {name: _numbers(requests, serve(requests, common())) for name, serve in SERVERS.items()}
@@ -189,11 +190,12 @@ def lines(numbers: dict[str, dict[str, float]]) -> Iterator[str]:
         )
 
 
-def test_mixed_load(benchmark, capsys):
+def test_mixed_load(benchmark, capsys, is_full):
+    count = FULL if is_full else SHORT
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        numbers = benchmark.pedantic(measure, rounds=1)
+        numbers = benchmark.pedantic(measure, args=(count, count / ARRIVALS), rounds=1)
     finally:
         torch.set_num_threads(threads)
     benchmark.extra_info.update(numbers=numbers)

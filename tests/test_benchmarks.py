@@ -62,17 +62,16 @@ def test_an_op_with_wrong_numbers_gets_no_time(monkeypatch):
         bench_ops.test_on_the_cpu(None, case, "eager")
 
 
-def test_windows_against_auto(monkeypatch):
-    monkeypatch.setattr(auto_window, "TURNS", 0)
-    monkeypatch.setattr(auto_window, "FIXED_WINDOWS", (16,))
+def test_windows_against_auto():
     name = next(iter(auto_window.PROBLEMS))
-    times = auto_window.wall_times(auto_window.PROBLEMS[name]())
+    times = auto_window.wall_times(auto_window.PROBLEMS[name](), (16, "auto", "sequential"), 0)
     # the first turn warms up, and only asks that all samples converge
     assert times == {16: [], "auto": [], "sequential": []}
 
 
 def test_the_spread_of_the_loss(benchmark):
-    loss_variance.test_loss_variance(benchmark, "default", loss_variance.SPECTRA[0], 2, "p", 6.0)
+    case = ("default", loss_variance.SPECTRA[0], 2, "p", 6.0)
+    loss_variance.test_loss_variance(benchmark, False, *case)
     assert set(benchmark.extra_info["mean"]) == set(loss_variance.FORMS)
 
 
