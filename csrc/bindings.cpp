@@ -2,7 +2,6 @@
 // of the operations the whole extension.
 #include "cpu/bindings.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "host_block.h"
+#include "python_values.h"
 #include "window_scheduler.h"
 #ifdef CTD_HAS_CUDA
 #include "cuda/window_scheduler.h"
@@ -21,27 +21,15 @@ namespace py = pybind11;
 
 namespace {
 
-py::array_t<std::int64_t> column(const std::vector<std::int64_t>& values) {
-  return py::array_t<std::int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
 // The columns of a plan in the order of RoundPlan's fields; None when all is done.
 py::object plan_columns(ctd::WindowScheduler& scheduler) {
   const ctd::Plan& plan = scheduler.plan();
   if (plan.slot.empty()) return py::none();
-  return py::make_tuple(column(plan.slot), column(plan.sample), column(plan.start),
-                        column(plan.length), column(plan.known), column(plan.row_slot),
-                        column(plan.row_sample), column(plan.row_node), column(plan.row_entry),
-                        column(plan.row_offset));
-}
-
-py::list finished_rows(const std::vector<ctd::Finished>& finished) {
-  py::list rows;
-  for (const ctd::Finished& f : finished) {
-    rows.append(
-        py::make_tuple(f.sample, f.slot, f.reason, f.rounds, f.evaluations, f.start, f.known));
-  }
-  return rows;
+  return py::make_tuple(ctd::column(plan.slot), ctd::column(plan.sample), ctd::column(plan.start),
+                        ctd::column(plan.length), ctd::column(plan.known),
+                        ctd::column(plan.row_slot), ctd::column(plan.row_sample),
+                        ctd::column(plan.row_node), ctd::column(plan.row_entry),
+                        ctd::column(plan.row_offset));
 }
 
 std::int64_t* pointer(std::uintptr_t address) { return reinterpret_cast<std::int64_t*>(address); }
@@ -125,10 +113,10 @@ PYBIND11_MODULE(_C, m) {
       .def("step",
            [](ctd::WindowScheduler& scheduler, const std::vector<std::int64_t>& accepted,
               const std::vector<std::int64_t>& finite) {
-             return finished_rows(scheduler.step(accepted, finite));
+             return ctd::finished_rows(scheduler.step(accepted, finite));
            })
       .def("cancel",
-           [](ctd::WindowScheduler& scheduler) { return finished_rows(scheduler.cancel()); })
+           [](ctd::WindowScheduler& scheduler) { return ctd::finished_rows(scheduler.cancel()); })
       .def_property_readonly("round", &ctd::WindowScheduler::round)
       .def_property_readonly("num_active", &ctd::WindowScheduler::num_active)
       .def_property_readonly("num_waiting", &ctd::WindowScheduler::num_waiting)
@@ -136,5 +124,6 @@ PYBIND11_MODULE(_C, m) {
   define_schedule(m);
   define_schedule_cuda(m);
   ctd::define_cpu_ops(m);
+  ctd::define_cpu_rounds(m);
   m.attr("has_cuda") = kHasCuda;
 }

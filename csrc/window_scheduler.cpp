@@ -60,6 +60,7 @@ const Plan& WindowScheduler::plan() {
     plan_.start.push_back(view.slot(kSlotStart, s));
     plan_.length.push_back(view.slot(kSlotLength, s));
     plan_.known.push_back(view.slot(kSlotKnown, s));
+    plan_.is_new.push_back(view.slot(kSlotAdmittedSample, s) >= 0);
   }
   const std::int64_t num_rows = view.header(kNumRows);
   const auto column = [&](RowColumn c) {

@@ -16,6 +16,7 @@ struct Finished {
 // One round, as columns; see RoundPlan in ctd_engine/scheduling/plan.py.
 struct Plan {
   std::vector<std::int64_t> slot, sample, start, length, known;
+  std::vector<bool> is_new;  // whether the entry's sample was admitted now
   std::vector<std::int64_t> row_slot, row_sample, row_node, row_entry, row_offset;
 };
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from ctd_engine._final_points import PointReader
 from ctd_engine._model_calls import ModelInputs
 from ctd_engine._request import Request
+from ctd_engine._round_steps import make_steps
 from ctd_engine._run_settings import (
     REASONS,
     Outcome,
@@ -19,9 +19,8 @@ from ctd_engine._run_settings import (
     num_slots_for,
     scheduler_sizes,
 )
-from ctd_engine._windows import to_tensors, to_windows
-from ctd_engine.result import Callback, RoundProgress, RoundRecord, StopReason
-from ctd_engine.scheduling import Finished, make_scheduler
+from ctd_engine.result import Callback, RoundProgress, StopReason
+from ctd_engine.scheduling import Finished
 
 __all__ = ["Rounds", "run_round", "run_rounds"]
 
@@ -40,74 +39,51 @@ class Rounds:
         self.ends: list[Finished] = []
         self._settings = settings
         self._num_nodes = settings.table.num_nodes
-        self._scheduler = make_scheduler(**sizes, backend=settings.scheduler_backend)
         self._store = make_store(request, settings, num_slots)
+        self._steps = make_steps(request, settings, self._store, sizes)
         self._samples = request.empty_samples()
-        self._history: list[RoundRecord] = []
+        self._num_rounds = 0
         self._evaluations = 0
+        self._rows = 0
         self._reader = PointReader(request, self._store) if settings.tells_points else None
-        self._in_slot = np.full(num_slots, -1)
 
     @property
     def has_ended(self) -> bool:
         """Whether every sample has ended."""
-        return self._scheduler.plan() is None
+        return self._steps.num_rows == 0
 
     @property
     def num_model_rows(self) -> int:
         """Rows of the next round's model call, 0 after the end; guidance takes two per row."""
-        plan = self._scheduler.plan()
-        rows = 0 if plan is None else len(plan.row_slot)
-        return rows * self.request.denoiser.evaluations_per_row
+        return self._steps.num_rows * self.request.denoiser.evaluations_per_row
 
     def begin(self) -> ModelInputs:
         """Open the next round's windows; what the model is to be called with."""
-        plan = self._scheduler.plan()
-        if plan is None:
-            raise RuntimeError("every sample has ended: there is no further round")
-        device = self._settings.device
-        for slot, entrant in zip(plan.slot, plan.sample, strict=True):
-            if self._in_slot[slot] != entrant:
-                self._in_slot[slot] = entrant
-                self._store.admit(int(slot), self.request.initial(int(entrant)))
-        self._store.guess(plan)
-        self._plan = plan
-        self._windows = to_windows(plan, device)
-        self._sample, self._row_sample = to_tensors((plan.sample, plan.row_sample), device)
-        x, t = self._store.model_rows(self._windows, self._settings.model_dtype)
-        return self.request.denoiser.inputs(x, t, self._row_sample)
+        x, t, row_sample = self._steps.begin()
+        self._rows = row_sample.shape[0]
+        return self.request.denoiser.inputs(x, t, row_sample)
 
     def correct(self, outputs: torch.Tensor) -> None:
         """One Picard iteration of every window, from the model's outputs; nothing waits."""
         denoiser = self.request.denoiser
-        self._moves = self._store.update(
-            self._windows,
-            self._sample,
-            self._row_sample,
-            *denoiser.halves(outputs),
-            denoiser.guidance_scale,
-        )
+        self._steps.correct(*denoiser.halves(outputs), denoiser.guidance_scale)
 
     def advance(self) -> list[Finished]:
         """Move the windows past what was accepted; the samples that ended, with results kept."""
-        plan = self._plan
-        # sync: the scheduler runs on the host and needs every window's advance
-        accepted, finite = (values.numpy(force=True) for values in self._moves)
-        finished = self._scheduler.step(accepted, finite)
-        self._history.append(RoundRecord(plan.sample, plan.start, plan.length))
-        self._evaluations += len(plan.row_slot)
+        finished = self._steps.advance()
+        self._num_rounds += 1
+        self._evaluations += self._rows
         self._keep(finished)
         return finished
 
     @property
     def num_points_final(self) -> int:
         """Points of all trajectories that no later round changes; those of ended samples count."""
-        plan = self._scheduler.plan()
-        return self._num_nodes * len(self.ends) + (0 if plan is None else int(plan.start.sum()))
+        return self._num_nodes * len(self.ends) + self._steps.num_left_behind
 
     def cancel(self) -> list[Finished]:
         """End every sample that has not ended; the best estimates so far are kept."""
-        finished = self._scheduler.cancel()
+        finished = self._steps.cancel()
         self._keep(finished)
         return finished
 
@@ -115,10 +91,10 @@ class Rounds:
         """What a callback is told now."""
         if self._reader is not None:
             self._reader.move([end.sample for end in self.ends], self._num_nodes)
-            if (plan := self._scheduler.plan()) is not None:
+            if (plan := self._steps.plan()) is not None:
                 self._reader.move(plan.sample, plan.start)
         return RoundProgress(
-            len(self._history),
+            self._num_rounds,
             self._evaluations,
             len(self.ends),
             self.request.num_samples,
@@ -128,7 +104,7 @@ class Rounds:
     def estimates(self) -> torch.Tensor:
         """The latest estimate of every sample [B, *shape], its x0; NaN where there is none."""
         estimates = self._samples.clone()
-        plan = self._scheduler.plan()
+        plan = self._steps.plan()
         if plan is not None:
             for slot, sample, known in zip(plan.slot, plan.sample, plan.known, strict=True):
                 if known > 0:
@@ -143,7 +119,7 @@ class Rounds:
         return Outcome(
             self._samples,
             sorted(self.ends, key=lambda end: end.sample),
-            self._history,
+            self._steps.history(),
             self._evaluations,
             self._store.state_bytes,
             trajectory=self._store.trajectory(self.request.starts()) if is_kept else None,

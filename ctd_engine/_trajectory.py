@@ -52,65 +52,65 @@ class TrajectoryStore:
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
         self.x0 = torch.zeros_like(self.x)
         # how far each point has moved since its last evaluation
-        self._change = torch.zeros_like(self.x) if method == "secant" else None
+        self.change = torch.zeros_like(self.x) if method == "secant" else None
         # the last state of every node, [B, N + 1, D]; node 0 collects what is no point
-        self._record = self.x.new_full((num_recorded, table.num_nodes + 1, num_elements), torch.nan)
+        self.record = self.x.new_full((num_recorded, table.num_nodes + 1, num_elements), torch.nan)
         # and its last data prediction; here node N collects what is none
-        self._record_x0 = torch.full_like(
-            self._record[: num_recorded if records_x0 else 0], torch.nan
+        self.record_x0 = torch.full_like(
+            self.record[: num_recorded if records_x0 else 0], torch.nan
         )
         self.num_nodes = table.num_nodes
-        self._is_stochastic = table.is_stochastic
-        self._coefficients = solver_coefficients(table, method, dtype, device)
-        self._guesses_noise = guess != "copy" and self._is_stochastic
-        self._similar = similar
-        self._guess_coefficients = self._coefficients
+        self.is_stochastic = table.is_stochastic
+        self.coefficients = solver_coefficients(table, method, dtype, device)
+        self.guesses_noise = guess != "copy" and self.is_stochastic
+        self.similar = similar
+        self.guess_coefficients = self.coefficients
         if similar is not None:
-            self._guess_coefficients = following(self._coefficients)
+            self.guess_coefficients = following(self.coefficients)
         elif guess == "copy":
-            self._guess_coefficients = copying(self._coefficients)
+            self.guess_coefficients = copying(self.coefficients)
         # of a sample's first window, where it is another one
-        self._first_coefficients = None
+        self.first_coefficients = None
         if guess == "prior" and similar is None:
-            self._first_coefficients = prior(table, self._coefficients)
-        self._rule = bound_rule(table, dtype, device)
-        if self._rule is not None:
-            self._coefficients = ruled(self._coefficients)
-        self._input_scale = table.input_scale.to(device=device, dtype=dtype)
+            self.first_coefficients = prior(table, self.coefficients)
+        self.rule = bound_rule(table, dtype, device)
+        if self.rule is not None:
+            self.coefficients = ruled(self.coefficients)
+        self.input_scale = table.input_scale.to(device=device, dtype=dtype)
         # at least fp32: timesteps above 256 are not exact in bf16
-        self._model_time = table.model_time.to(device=device, dtype=dtype)
-        self._threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
-        self._noise = noise
+        self.model_time = table.model_time.to(device=device, dtype=dtype)
+        self.threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
+        self.noise = noise
         self.backend = backend
 
     @property
     def state_bytes(self) -> int:
         """Bytes held for the whole run."""
-        rings = (self.x, self.x0) if self._change is None else (self.x, self.x0, self._change)
+        rings = (self.x, self.x0) if self.change is None else (self.x, self.x0, self.change)
         return sum(ring.numel() * ring.element_size() for ring in rings)
 
     def trajectory(self, starts: torch.Tensor) -> torch.Tensor:
         """A copy of the recorded points [B, N + 1, D]; NaN where no window has been."""
-        return torch.cat([starts[:, None], self._record[:, 1:]], dim=1)
+        return torch.cat([starts[:, None], self.record[:, 1:]], dim=1)
 
     def recorded(self, node: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The recorded x and x0 of a node, [B, D], to be read before the next round."""
-        return self._record[:, node], self._record_x0[:, node]
+        return self.record[:, node], self.record_x0[:, node]
 
     def clear_record(self) -> None:
         """Forget the recorded points of another request."""
-        self._record.fill_(torch.nan)
-        self._record_x0.fill_(torch.nan)
+        self.record.fill_(torch.nan)
+        self.record_x0.fill_(torch.nan)
 
     def _keep(self, windows: Windows, sample: torch.Tensor) -> None:
         # a node is written until it is accepted, so that its last value is the accepted one
         w, most, backend = windows, windows.max_length, self.backend
         updated = w.start + 1, w.length, most
-        record_points_(self._record, self.x, w.slot, sample, *updated, spare=0, backend=backend)
-        if len(self._record_x0) > 0:
+        record_points_(self.record, self.x, w.slot, sample, *updated, spare=0, backend=backend)
+        if len(self.record_x0) > 0:
             evaluated, spare = (w.start, w.length, most), self.num_nodes
             record_points_(
-                self._record_x0, self.x0, w.slot, sample, *evaluated, spare=spare, backend=backend
+                self.record_x0, self.x0, w.slot, sample, *evaluated, spare=spare, backend=backend
             )
 
     def admit(self, slot: int, x_initial: torch.Tensor) -> None:
@@ -139,12 +139,12 @@ class TrajectoryStore:
         max_count: int,
     ) -> None:
         """First values of nodes known + 1 .. known + count of slots [A]; nothing waits."""
-        parts = [(count, self._guess_coefficients)]
-        if self._first_coefficients is not None:
+        parts = [(count, self.guess_coefficients)]
+        if self.first_coefficients is not None:
             is_first = known == 0
             parts = [
-                (count.where(is_first, 0), self._first_coefficients),
-                (count.where(~is_first, 0), self._guess_coefficients),
+                (count.where(is_first, 0), self.first_coefficients),
+                (count.where(~is_first, 0), self.guess_coefficients),
             ]
         noise = self._guess_noise(sample, known, max_count)
         for counts, coefficients in parts:
@@ -163,27 +163,27 @@ class TrajectoryStore:
     def _guess_noise(
         self, sample: torch.Tensor, first: torch.Tensor, max_count: int
     ) -> dict[str, torch.Tensor]:
-        if self._similar is not None:
-            a = self._guess_coefficients.A
-            return {"z": added_by_steps(self._similar, a, sample, first, max_count)}
+        if self.similar is not None:
+            a = self.guess_coefficients.A
+            return {"z": added_by_steps(self.similar, a, sample, first, max_count)}
         # seeds where the noise comes from a counter, else the noise itself, padded
-        if not self._guesses_noise:
+        if not self.guesses_noise:
             return {}
-        if isinstance(self._noise, CounterNoise):
-            return {"seeds": self._noise.seeds(sample)}
+        if isinstance(self.noise, CounterNoise):
+            return {"seeds": self.noise.seeds(sample)}
         if (given := self._given_in_a_row(sample, first, max_count)) is not None:
             return {"z": given[None]}
         offsets = torch.arange(max_count, device=sample.device)
         nodes = (first[:, None] + offsets).clamp(max=self.num_nodes - 1)
         samples = sample.clamp(min=0)[:, None].expand_as(nodes)
-        z = self._noise.step(nodes.flatten(), samples.flatten(), self.x.dtype)
+        z = self.noise.step(nodes.flatten(), samples.flatten(), self.x.dtype)
         return {"z": z.view(*nodes.shape, -1)}
 
     def _given_in_a_row(
         self, sample: torch.Tensor, first: torch.Tensor, count: int
     ) -> torch.Tensor | None:
         # of a single window: to be read where it lies, as large as the window's states
-        noise = self._noise
+        noise = self.noise
         if not isinstance(noise, TensorNoise) or len(sample) != 1 or sample.is_cuda:
             return None
         return noise.steps_of(int(sample), int(first), count)
@@ -191,14 +191,14 @@ class TrajectoryStore:
     def _step_noise(
         self, windows: Windows, sample: torch.Tensor, row_sample: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        if not self._is_stochastic:
+        if not self.is_stochastic:
             return {}
-        if isinstance(self._noise, CounterNoise):
-            return {"seeds": self._noise.seeds(sample)}
+        if isinstance(self.noise, CounterNoise):
+            return {"seeds": self.noise.seeds(sample)}
         given = self._given_in_a_row(sample, windows.start, len(windows.row_node))
         if given is not None:
             return {"z": given}
-        return {"z": self._noise.step(windows.row_node, row_sample, self.x.dtype)}
+        return {"z": self.noise.step(windows.row_node, row_sample, self.x.dtype)}
 
     def model_rows(self, windows: Windows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled model inputs [rows, D] and model times [rows]."""
@@ -206,8 +206,8 @@ class TrajectoryStore:
             self.x,
             windows.row_slot,
             windows.row_node,
-            self._input_scale,
-            self._model_time,
+            self.input_scale,
+            self.model_time,
             dtype,
             backend=self.backend,
         )
@@ -222,20 +222,20 @@ class TrajectoryStore:
         guidance_scale: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One Picard iteration; how far each window advances and how much of it is finite."""
-        if self._rule is None:
+        if self.rule is None:
             noise = self._step_noise(windows, sample, row_sample)
         else:
-            m, added = self._apply(self._rule, windows, row_sample, m, m_null, guidance_scale)
+            m, added = self._apply(self.rule, windows, row_sample, m, m_null, guidance_scale)
             noise, m_null = {} if added is None else {"z": added}, None
         slopes = None
-        if self._change is not None:
+        if self.change is not None:
             slopes = secant_slopes(
                 self.x,
                 self.x0,
-                self._change,
+                self.change,
                 m,
                 windows,
-                self._coefficients,
+                self.coefficients,
                 m_null=m_null,
                 guidance_scale=guidance_scale,
                 backend=self.backend,
@@ -245,20 +245,20 @@ class TrajectoryStore:
             self.x0,
             m,
             windows,
-            self._coefficients,
+            self.coefficients,
             **noise,
             m_null=m_null,
             guidance_scale=guidance_scale,
             slopes=slopes,
-            change=self._change,
+            change=self.change,
             backend=self.backend,
         )
-        if len(self._record) > 0:
+        if len(self.record) > 0:
             self._keep(windows, sample)
         return trajectory_error(
             partials,
             self.x.shape[2],
-            self._threshold,
+            self.threshold,
             windows.start,
             windows.length,
             backend=self.backend,
@@ -276,7 +276,7 @@ class TrajectoryStore:
         # rows of padding hold numbers of no meaning, which the update leaves alone
         node = windows.row_node
         x = self.x[windows.row_slot, node % self.x.shape[1]]
-        z = self._noise.step(node, row_sample, self.x.dtype) if self._is_stochastic else None
+        z = self.noise.step(node, row_sample, self.x.dtype) if self.is_stochastic else None
         return rule(x, m, m_null, guidance_scale, node, z)
 
     def state(self, slot: int, node: int) -> torch.Tensor:

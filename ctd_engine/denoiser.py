@@ -213,10 +213,15 @@ class Denoiser:
         x [R, D] are scaled inputs, t [R] times, row_sample [R] whose rows they are. With guidance
         both halves go through the model in one call.
         """
+        if self._null is not None:
+            x, t = torch.cat([x, x]), torch.cat([t, t])
         return self.halves(self.calls(self.inputs(x, t, row_sample)))
 
     def inputs(self, x: torch.Tensor, t: torch.Tensor, row_sample: torch.Tensor) -> ModelInputs:
-        """What the model is called with for these rows; with guidance twice as many, null first."""
+        """What the model is called with for rows [R] of these samples.
+
+        x and t hold them `evaluations_per_row` times: with guidance those of null come first.
+        """
         if self._null is None:
             return ModelInputs(x, t, _select(self._cond, row_sample))
         both = {
@@ -225,7 +230,7 @@ class Denoiser:
             else value
             for name, value in self._cond.items()
         }
-        return ModelInputs(torch.cat([x, x]), torch.cat([t, t]), both)
+        return ModelInputs(x, t, both)
 
     def halves(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """m and m_null from the model's outputs for `inputs`."""

@@ -249,6 +249,11 @@ class TensorNoise:
         """Initial noise [R, D] of the base source."""
         return self._base.initial(samples, dtype)
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The noise [N, B, D] as it was given."""
+        return self._noise
+
     def steps_of(self, sample: int, first: int, count: int) -> torch.Tensor:
         """The noise of nodes first .. first + count - 1 of one sample [count, D], not copied."""
         return self._noise[first : first + count, sample]

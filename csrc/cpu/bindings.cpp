@@ -2,63 +2,17 @@
 // of torch. Each operation is there for fp32 and fp64, as name_float32 and name_float64.
 #include "bindings.h"
 
-#include <cstdint>
 #include <string>
 #include <tuple>
-#include <utility>
+#include <vector>
 
+#include "arguments.h"
 #include "ops.h"
 
 namespace py = pybind11;
 
 namespace ctd {
 namespace {
-
-using Address = std::uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// address and strides of a ring or of rows
-using RingArgument = std::tuple<Address, Index, Index>;
-using RowsArgument = std::pair<Address, Index>;
-
-template <class T>
-Ring<T> ring(const RingArgument& argument, Index num_nodes) {
-  return {pointer<T>(std::get<0>(argument)), std::get<1>(argument), std::get<2>(argument),
-          num_nodes};
-}
-
-template <class T>
-Rows<T> rows(const RowsArgument& argument) {
-  return {pointer<T>(argument.first), argument.second};
-}
-
-// addresses of A, B, C, G, P, Q, then N and K
-using TablesArgument =
-    std::tuple<Address, Address, Address, Address, Address, Address, Index, Index>;
-
-template <class T>
-Tables<T> tables(const TablesArgument& argument) {
-  const auto [a, b, c, g, p, q, num_nodes, order] = argument;
-  return {pointer<T>(a), pointer<T>(b), pointer<T>(c), pointer<T>(g),
-          pointer<T>(p), pointer<T>(q), num_nodes,     order};
-}
-
-// addresses of slot, start, length and first_row, then A and the largest length
-using EntriesArgument = std::tuple<Address, Address, Address, Address, Index, Index>;
-
-Entries entries(const EntriesArgument& argument) {
-  const auto [slot, start, length, first_row, count, max_length] = argument;
-  return {pointer<Index>(slot),
-          pointer<Index>(start),
-          pointer<Index>(length),
-          pointer<Index>(first_row),
-          count,
-          max_length};
-}
 
 template <class T>
 void define(py::module_& m, const std::string& suffix) {
@@ -71,16 +25,19 @@ void define(py::module_& m, const std::string& suffix) {
          py::object clip, Index max_threads) {
         const auto [num_slots, num_nodes, num_rows, num_elements] = shape;
         const bool clips = !clip.is_none();
+        const Entries windows = entries(entry);
+        std::vector<Index> first(windows.first_row, windows.first_row + windows.count);
+        for (Index& place : first) place *= z.second;
         const PicardUpdate<T> op{ring<T>(x, num_nodes),
                                  ring<T>(x0, num_nodes),
                                  ring<T>(change, num_nodes),
                                  rows<T>(m),
                                  rows<T>(m_null),
-                                 rows<T>(z),
+                                 {pointer<T>(z.first), first.data(), z.second},
                                  pointer<Index>(seeds),
                                  pointer<T>(slopes),
                                  tables<T>(table),
-                                 entries(entry),
+                                 windows,
                                  pointer<T>(partials),
                                  num_slots,
                                  num_rows,
@@ -137,11 +94,13 @@ void define(py::module_& m, const std::string& suffix) {
          TablesArgument table, std::tuple<Index, Index, Index> shape, Index max_threads) {
         const auto [num_slots, num_nodes, num_elements] = shape;
         const auto [z_address, stride_z_entry, stride_z_node] = z;
+        std::vector<Index> first(static_cast<std::size_t>(num_windows));
+        for (std::size_t entry = 0; entry < first.size(); ++entry) {
+          first[entry] = static_cast<Index>(entry) * stride_z_entry;
+        }
         const PredictGuess<T> op{ring<T>(x, num_nodes),
                                  ring<T>(x0, num_nodes),
-                                 pointer<T>(z_address),
-                                 stride_z_entry,
-                                 stride_z_node,
+                                 {pointer<T>(z_address), first.data(), stride_z_node},
                                  pointer<Index>(seeds),
                                  pointer<Index>(slot),
                                  pointer<Index>(known),

@@ -45,6 +45,16 @@ struct Rows {
   const T* at(Index row) const { return data + row * stride; }
 };
 
+// Noise of windows, or none: the step j of entry a has data[first[a] + j stride ..].
+template <class T>
+struct StepNoise {
+  const T* data;
+  const Index* first;  // [A]
+  Index stride;
+
+  const T* at(Index entry, Index j) const { return data + first[entry] + j * stride; }
+};
+
 template <class T>
 struct Tables {
   const T *a, *b, *c, *g, *p, *q;  // [N, K], [N, K], [N], [N, K], [N], [N]
@@ -61,7 +71,8 @@ struct Entries {
 template <class T>
 struct PicardUpdate {
   Ring<T> x, x0, change;  // the change's data may be null
-  Rows<T> m, m_null, z;   // the last two may be null
+  Rows<T> m, m_null;      // the last may be null
+  StepNoise<T> z;         // its data may be null
   const Index* seeds;     // [A], may be null
   const T* slopes;        // [rows] in the place of the first column of G, may be null
   Tables<T> tables;
@@ -93,8 +104,7 @@ struct SecantSlopes {
 template <class T>
 struct PredictGuess {
   Ring<T> x, x0;
-  const T* z;  // [A, max_count, D], may be null
-  Index stride_z_entry, stride_z_node;
+  StepNoise<T> z;                     // its data may be null
   const Index* seeds;                 // [A], may be null
   const Index *slot, *known, *count;  // [A]
   Index num_windows, max_count;

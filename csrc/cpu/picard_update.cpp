@@ -118,7 +118,7 @@ CTD_INLINE void walk(const PicardUpdate<T>& op, Index entry, Index chunk) {
     predict_data(op, count, node, row, first, h.x[0], x0);
     h.x0[0] = x0;
 
-    const T* z = op.z.data == nullptr ? nullptr : op.z.at(row) + first;
+    const T* z = op.z.data == nullptr ? nullptr : op.z.at(entry, j) + first;
     if (op.seeds != nullptr) {
       fill_normals(op.seeds[entry], node, kStreamStep, first, count, noise);
       z = noise;

@@ -38,8 +38,7 @@ CTD_INLINE void guess(const PredictGuess<T>& op, Index entry, Index chunk) {
   for (int k = 0; k < K; ++k) x[k] = known >= k ? op.x.at(slot, known - k) + first : zeros;
   for (Index j = 0; j < op.count[entry]; ++j) {
     const Index node = known + j;
-    const T* z =
-        op.z == nullptr ? nullptr : op.z + entry * op.stride_z_entry + j * op.stride_z_node + first;
+    const T* z = op.z.data == nullptr ? nullptr : op.z.at(entry, j) + first;
     if (op.seeds != nullptr) {
       fill_normals(op.seeds[entry], node, kStreamStep, first, count, noise);
       z = noise;
