@@ -24,9 +24,6 @@ __all__ = ["Run", "follow", "make_plan", "plan_with", "round_times"]
 
 # rounds of a probe of the sampler's own work, and points of its window
 PROBED_ROUNDS, PROBED_POINTS = 9, 32
-# how far above its first length a window may grow while it follows its sample's advance, where
-# rows are counted before a round; where they are bounded beforehand, growth would be padding
-GROWTH = 2
 # ratios of window to advance are rounded, so that runs of one kind use the same buffers again
 RATIO_STEPS = 4
 
@@ -87,18 +84,16 @@ def round_times(model: Model, request: Request, settings: RoundSettings, run: Ru
     return cached_for(model, key, lambda: _measure(request, settings, run))
 
 
-def follow(settings: RoundSettings, chosen: WindowPlan, is_resident: bool) -> RoundSettings:
-    """Settings whose windows begin as planned and then follow each sample's own advance."""
+def follow(settings: RoundSettings, chosen: WindowPlan) -> RoundSettings:
+    """Settings whose windows begin as planned, their most, and follow each sample's own advance."""
     first = chosen.best.window_size
     if first == 1:
         return replace(settings, window_size=1, first_window=1, window_ratio=0)
-    growth = 1 if is_resident else GROWTH
-    most = min(growth * first, settings.table.num_nodes, settings.max_rows)
     ratio = first / advance(first, chosen.reach)
     steps = round(RATIO_STEPS * math.log2(ratio))
     return replace(
         settings,
-        window_size=most,
+        window_size=first,
         first_window=first,
         window_ratio=max(256, round(256 * 2 ** (steps / RATIO_STEPS))),
     )

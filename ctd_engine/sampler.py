@@ -260,7 +260,7 @@ class ParallelSampler(SamplerBase):
         with torch.inference_mode(), on_device(self.device):
             way, chosen = self._way(request, is_heard)
             settings = replace(
-                way.settings if chosen is None else follow(way.settings, chosen, way.is_resident),
+                way.settings if chosen is None else follow(way.settings, chosen),
                 keep_trajectory=bool(keep_trajectory),
                 tells_points=bool(keep_trajectory) and callback is not None,
             )

@@ -158,7 +158,7 @@ def test_auto_follows_the_plan_and_learns(monkeypatch):
     planned = first.stats.plan.best.window_size
     assert planned > 4
     longest = max(int(r.length.max()) for r in first.stats.window_history)
-    assert planned <= longest <= 2 * planned
+    assert longest == planned
     assert first.stats.plan.reach == expected_reach(60, 0.1)
     again = sampler.plan(2)
     assert again.reach == observed_reach(first.stats.window_history) != first.stats.plan.reach
@@ -168,19 +168,16 @@ def test_settings_that_follow_a_plan(monkeypatch):
     with_times(monkeypatch, FLAT)
     sampler = auto()
     chosen = sampler.plan()
-    settings = follow(sampler._settings, chosen, is_resident=False)
+    settings = follow(sampler._settings, chosen)
     first = chosen.best.window_size
-    assert settings.first_window == first
-    assert settings.window_size == min(2 * first, 60)
+    assert settings.first_window == settings.window_size == first
     ratio = first / advance(first, chosen.reach)
     assert settings.window_ratio / 256 == pytest.approx(ratio, rel=2 ** (1 / 8) - 1)
     # a little more or less reach makes no new kind of run
-    near = follow(sampler._settings, replace(chosen, reach=chosen.reach * 1.01), False)
+    near = follow(sampler._settings, replace(chosen, reach=chosen.reach * 1.01))
     assert near == settings
-    # growth would be padding
-    assert follow(sampler._settings, chosen, is_resident=True).window_size == first
     alone = replace(chosen, options=chosen.options[:1])
-    settings = follow(sampler._settings, alone, is_resident=False)
+    settings = follow(sampler._settings, alone)
     assert (settings.window_size, settings.window_ratio) == (1, 0)
 
 
