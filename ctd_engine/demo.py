@@ -69,7 +69,14 @@ def run_demo(
     num_steps: int = NUM_STEPS,
     progress: bool = True,
 ) -> DemoReport:
-    """Sample both ways from the same seeds, compare, and draw two pictures into `out`."""
+    """Sample both ways from the same seeds, compare, and draw two pictures into `out`.
+
+    Args:
+        out: folder, made if need be, of `digits.png` and `windows.png`.
+        num_samples: digits, of all ten classes in turn.
+        num_steps: steps of DDPM.
+        progress: show bars.
+    """
     checkpoint = demo_checkpoint()
     options = dict(
         shape=checkpoint.shape,

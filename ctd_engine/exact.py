@@ -24,6 +24,10 @@ class MixtureModel:
         means: [M, D].
         std: standard deviation of every component, >= 0.
         weights: [M], positive; None is uniform.
+
+    Raises:
+        ValueError: means that are no matrix, a negative std, weights that do not fit or are not
+            positive.
     """
 
     def __init__(

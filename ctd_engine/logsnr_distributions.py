@@ -32,7 +32,11 @@ _Self = TypeVar("_Self", bound="LogSNRDistribution")
 
 @dataclass(frozen=True)
 class LogSNRDistribution(ABC):
-    """A location-scale family, cut at `clip` scales on both sides and at `low` and `high`."""
+    """A location-scale family, cut at `clip` scales on both sides and at `low` and `high`.
+
+    Raises:
+        ValueError: a number is out of range, or nothing is left between the cuts.
+    """
 
     loc: float
     scale: float
@@ -141,7 +145,11 @@ class TruncatedNormal(LogSNRDistribution):
 
 
 class Uniform(LogSNRDistribution):
-    """Uniform on [low, high]."""
+    """Uniform on [low, high].
+
+    Raises:
+        ValueError: low is not below high, or one is not finite.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):

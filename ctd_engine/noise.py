@@ -281,7 +281,11 @@ class CallableNoise:
         return self._base.initial(samples, dtype)
 
     def step(self, nodes: torch.Tensor, samples: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What the callable returns, checked."""
+        """What the callable returns [R, D], checked.
+
+        Raises:
+            ValueError: it returned something else than a tensor [R, *shape].
+        """
         z = self._noise_fn(nodes, samples)
         expected = (len(nodes), *self._shape)
         if not isinstance(z, torch.Tensor) or tuple(z.shape) != expected:

@@ -47,6 +47,9 @@ def image_grid(images: Tensor, columns: int | None = None) -> np.ndarray[Any, np
     """Images [B, C, H, W] in [-1, 1] as one picture [rows (H+1)+1, columns (W+1)+1, 3], uint8.
 
     Values outside are clipped; NaN is drawn red.
+
+    Raises:
+        ValueError: images of other axes or another number of channels than 1 or 3.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [B, 1 or 3, H, W], got {tuple(images.shape)}")
@@ -96,7 +99,13 @@ def save_side_by_side(path: Path, panels: dict[str, Tensor]) -> None:
 
 
 def save_windows(path: Path, history: list[RoundRecord], num_nodes: int) -> None:
-    """Write the windows' progress: per round, from where to where each sample's window reached."""
+    """Write the windows' progress: per round, from where to where each sample's window reached.
+
+    Args:
+        path: of the PNG.
+        history: `stats.window_history` of a run.
+        num_nodes: N, the sampler's `table.num_nodes`.
+    """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8.0, 4.2))
     samples = sorted({int(sample) for record in history for sample in record.sample})

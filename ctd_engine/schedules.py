@@ -63,7 +63,15 @@ def _beta_arguments(num_train_steps: int, beta_start: float, beta_end: float) ->
 def linear_beta(
     num_train_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> Schedule:
-    """Linear betas of DDPM (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+    """Linear betas of DDPM (Ho et al. 2020, arXiv 2006.11239, section 4).
+
+    Args:
+        num_train_steps: timesteps 0 .. num_train_steps - 1 that the model was trained at.
+        beta_start, beta_end: the first and the last beta; all lie in (0, 1).
+
+    Raises:
+        ValueError: a beta outside (0, 1), or no timestep.
+    """
     arguments = _beta_arguments(num_train_steps, beta_start, beta_end)
     betas = torch.linspace(
         arguments["beta_start"],
@@ -77,7 +85,10 @@ def linear_beta(
 def scaled_linear_beta(
     num_train_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> Schedule:
-    """Betas linear in their square root, of latent diffusion (Rombach et al. 2022)."""
+    """Betas linear in their square root, of latent diffusion (Rombach et al. 2022, 2112.10752).
+
+    Arguments and errors as `linear_beta`.
+    """
     arguments = _beta_arguments(num_train_steps, beta_start, beta_end)
     roots = torch.linspace(
         arguments["beta_start"] ** 0.5,
@@ -89,7 +100,16 @@ def scaled_linear_beta(
 
 
 def cosine(num_train_steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
-    """Cosine schedule (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
+    """Cosine schedule (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17).
+
+    Args:
+        num_train_steps: timesteps that the model was trained at.
+        s: offset near the data, >= 0.
+        max_beta: betas above it are cut to it, in (0, 1).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
     num_train_steps = _checks.require_int("num_train_steps", num_train_steps, minimum=1)
     s = _checks.require_float("s", s, minimum=0.0)
     max_beta = _checks.require_float("max_beta", max_beta, above=0.0)
@@ -103,6 +123,7 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> Schedule:
     """A "vp" schedule from alpha² [M] of a trained model; 0 at the end is zero terminal SNR.
 
     Raises:
+        TypeError: no tensor, nor a list of numbers.
         ValueError: not in [0, 1), not strictly decreasing, or nothing but 0.
     """
     try:
@@ -123,7 +144,15 @@ def from_alphas_cumprod(alphas_cumprod: Tensor) -> Schedule:
 
 
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
-    """Variance-exploding schedule of EDM (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    """Variance-exploding schedule of EDM (Karras et al. 2022, arXiv 2206.00364, eq. 5).
+
+    Args:
+        sigma_min, sigma_max: least and largest noise level; a grid ends at 0 below the least.
+        rho: how much closer levels lie near sigma_min.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
     sigma_min = _checks.require_float("sigma_min", sigma_min, above=0.0)
     sigma_max = _checks.require_float("sigma_max", sigma_max, above=sigma_min)
     rho = _checks.require_float("rho", rho, above=0.0)
@@ -136,6 +165,9 @@ def flow(shift: float = 1.0) -> Schedule:
     """Rectified flow x_t = (1 - t) x + t eps, t shifted to shift t / (1 + (shift - 1) t).
 
     Liu et al. 2022 (arXiv 2209.03003); the shift is eq. 23 of Esser et al. 2024 (2403.03206).
+
+    Raises:
+        ValueError: shift is not above 0.
     """
     shift = _checks.require_float("shift", shift, above=0.0)
     t = shifted(torch.arange(1, 1001, dtype=torch.float64) / 1000, shift)
@@ -153,12 +185,20 @@ _SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def get(name: str) -> Callable[..., Schedule]:
-    """The function of this module that makes the named schedule."""
+    """The function of this module that makes the named schedule.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     return _SCHEDULES[_checks.require_choice("schedule", name, tuple(_SCHEDULES))]
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """A schedule from {"name": ..., **arguments}, as a checkpoint keeps it."""
+    """A schedule from {"name": ..., **arguments}, as a checkpoint keeps it.
+
+    Raises:
+        ValueError: no name, an unknown one, or arguments that its function does not take.
+    """
     if "name" not in config:
         raise ValueError(f"a schedule's config needs a name, got keys {sorted(config)}")
     arguments = {key: value for key, value in config.items() if key != "name"}

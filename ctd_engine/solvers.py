@@ -124,7 +124,8 @@ def heun(schedule: Schedule, num_steps: int | Grid, **options: Unpack[ModelOptio
 
     Node 2i is the state of step i, node 2i + 1 its Euler prediction at the next level, from which
     node 2i + 2 follows with the mean of both slopes; the last step, to sigma = 0, is Euler's. So
-    N = 2 num_steps - 1 nodes. Arguments as `ddim`, without eta.
+    N = 2 num_steps - 1 nodes. Arguments and errors as `ddim`, without eta; alpha = 0 at the first
+    node and noise at the last one are errors, too.
     """
     grid = schedule.grid(num_steps)
     if bool((grid.alpha[:-1] == 0).any()):
@@ -249,7 +250,8 @@ def flow_euler(
 ) -> SolverTable:
     """Euler's method for rectified flow, x_s = x_t + (s - t) v (Liu et al. 2022, 2209.03003).
 
-    v = eps - x0 = (x_t - x0) / t on x_t = (1 - t) x0 + t eps. Arguments as `ddim`, without eta.
+    v = eps - x0 = (x_t - x0) / t on x_t = (1 - t) x0 + t eps. Arguments and errors as `ddim`,
+    without eta; a schedule of another kind than "flow" is an error, too.
     """
     if schedule.kind != "flow":
         raise ValueError(
@@ -276,7 +278,7 @@ SOLVERS: dict[str, Callable[..., SolverTable]] = {
 
 
 def get(name: str) -> Callable[..., SolverTable]:
-    """The function of this module that makes the named solver's table."""
+    """The function of this module that makes the named solver's table; ValueError for others."""
     return SOLVERS[_checks.require_choice("solver", name, tuple(SOLVERS))]
 
 

@@ -39,7 +39,11 @@ class Checkpoint:
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
-    """The model of config {"kind": "unet" | "mlp", "arguments": {...}}, with new weights."""
+    """The model of config {"kind": "unet" | "mlp", "arguments": {...}}, with new weights.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
     kind = config.get("kind")
     if kind not in MODELS:
         raise ValueError(f"model kind must be one of {sorted(MODELS)}, got {kind!r}")

@@ -23,6 +23,9 @@ class TrainConfig:
     clipped to norm `grad_clip`; weights averaged with `ema_decay`; labels replaced by the null
     label with probability `label_dropout`; `contrastive_weight`, `temperature`, `num_points` and
     `num_draws` as in `ContrastiveDiffusionLoss`.
+
+    Raises:
+        ValueError, TypeError: an entry is out of range or of another type.
     """
 
     steps: int = 10_000
