@@ -98,7 +98,7 @@ class CppSteps:
 
     def _rows(self, name: str, m: torch.Tensor) -> tuple[tuple[int, int], torch.Tensor]:
         x, shape = self._store.x, (self._rounds.num_rows, self._store.x.shape[2])
-        if m.shape != shape or not m.is_cpu:
+        if m.shape != shape or m.dtype != x.dtype or not m.is_cpu:
             _checks.check_tensor(name, m, shape, "[rows, D]", None, x.device)
         argument, held = _cpp.rows(m, x.dtype)
         return argument, m if held is None else held

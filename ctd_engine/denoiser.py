@@ -14,6 +14,7 @@ import torch
 
 from ctd_engine._model_calls import Calls, ModelCalls, ModelInputs
 from ctd_engine._ranks import Ranks
+from ctd_engine._repeated_rows import RepeatedRows
 from ctd_engine._split_rows import SplitCalls
 
 __all__ = ["Denoiser", "Model"]
@@ -31,7 +32,7 @@ class Denoiser:
         num_samples: B.
         cond: keyword arguments of the model. A tensor whose first dimension is B is indexed per
             row, so that row r gets the conditioning of its own sample; it must be on the device
-            of the rows. All else passes unchanged.
+            of the rows, and the model must not write to it. All else passes unchanged.
         null_cond: the unconditional counterpart, needed by guidance. A tensor with first
             dimension 1 is expanded.
         outputs: channels that the model returns for every channel of its input, 2 with a learned
@@ -58,6 +59,7 @@ class Denoiser:
         self._cond = dict(cond or {})
         self._scale = 1.0 if guidance_scale is None else float(guidance_scale)
         self._null: dict[str, Any] | None = None
+        self._repeated: dict[str, RepeatedRows] = {}
         self.outputs = outputs
         for name, value in self._cond.items():
             if isinstance(value, torch.Tensor) and (
@@ -118,6 +120,7 @@ class Denoiser:
         other._cond = {name: _copied(value) for name, value in self._cond.items()}
         if self._null is not None:
             other._null = {name: _copied(value) for name, value in self._null.items()}
+        other._repeated = {}
         return other
 
     def part(self, first: int, last: int) -> Denoiser:
@@ -126,6 +129,7 @@ class Denoiser:
         other._cond = {name: _cut(value, first, last) for name, value in self._cond.items()}
         if self._null is not None:
             other._null = {name: _cut(value, first, last) for name, value in self._null.items()}
+        other._repeated = {}
         return other
 
     def over(self, ranks: Ranks) -> Denoiser:
@@ -147,6 +151,7 @@ class Denoiser:
 
     def load(self, other: Denoiser) -> None:
         """Take over the conditioning's numbers of another one of the same form, in place."""
+        self._repeated = {}
         pairs = [(self._cond, other._cond), (self._null or {}, other._null or {})]
         for mine, theirs in pairs:
             for name, value in mine.items():
@@ -222,15 +227,23 @@ class Denoiser:
 
         x and t hold them `evaluations_per_row` times: with guidance those of null come first.
         """
-        if self._null is None:
-            return ModelInputs(x, t, _select(self._cond, row_sample))
-        both = {
-            name: torch.cat([self._null[name][row_sample], value[row_sample]])
+        cond = {
+            name: self._rows_of(name, value, row_sample)
             if isinstance(value, torch.Tensor)
             else value
             for name, value in self._cond.items()
         }
-        return ModelInputs(x, t, both)
+        return ModelInputs(x, t, cond)
+
+    def _rows_of(self, name: str, value: torch.Tensor, row_sample: torch.Tensor) -> torch.Tensor:
+        both = [value] if self._null is None else [self._null[name], value]
+        # elsewhere a recorded round reads where the rows were when it was recorded
+        if value.shape[0] == 1 and value.device.type == "cpu":
+            if name not in self._repeated:
+                self._repeated[name] = RepeatedRows(*(part[0] for part in both))
+            return self._repeated[name](len(row_sample))
+        parts = [part[row_sample] for part in both]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def halves(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """m and m_null from the model's outputs for `inputs`."""
@@ -250,10 +263,3 @@ def _cut(value: Any, first: int, last: int) -> Any:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _select(cond: dict[str, Any], row_sample: torch.Tensor) -> dict[str, Any]:
-    return {
-        name: value[row_sample] if isinstance(value, torch.Tensor) else value
-        for name, value in cond.items()
-    }

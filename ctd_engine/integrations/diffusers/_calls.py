@@ -25,15 +25,15 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
     return inner if isinstance(inner, torch.nn.Module) else model
 
 
-def take_rows(value: Any, rows: Tensor, count: int, name: str = "") -> Any:
+def take_rows(value: Any, take: Callable[[Tensor], Tensor], count: int, name: str = "") -> Any:
     """Rows of every tensor of `count` rows in nested conditioning; all else as it is."""
     if isinstance(value, Tensor):
         is_per_row = name not in SHARED and value.dim() > 0 and value.shape[0] == count
-        return value[rows.to(value.device)] if is_per_row else value
+        return take(value) if is_per_row else value
     if isinstance(value, Mapping):
-        return {key: take_rows(item, rows, count, str(key)) for key, item in value.items()}
+        return {key: take_rows(item, take, count, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return _like(value, [take_rows(item, rows, count, name) for item in value])
+        return _like(value, [take_rows(item, take, count, name) for item in value])
     return value
 
 
@@ -138,9 +138,9 @@ class ModelCall:
         """Whether the other call asks for the same, of another state."""
         return self.x.shape == other.x.shape and is_same(self.cond, other.cond)
 
-    def cond_of(self, rows: Tensor) -> dict[str, Any]:
-        """The conditioning of rows [R]."""
-        taken: dict[str, Any] = take_rows(self.cond, rows, self.count)
+    def cond_of(self, take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The conditioning with other rows, what `take` makes of each tensor that has rows."""
+        taken: dict[str, Any] = take_rows(self.cond, take, self.count)
         return taken
 
     def again(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctd_engine._repeated_rows import RepeatedRows
 from ctd_engine.integrations.diffusers._calls import ModelCall, first_channels
 from ctd_engine.integrations.diffusers._mix import Mix
 
@@ -41,8 +42,11 @@ class RowModel:
         device = calls[0].x.device
         self._divisor = divisor
         self._scales = mix.scales.to(device)
+        # of the second of two branches, where it is one for all samples; both sum to 1
+        is_one = mix.scales.shape[1] == 2 and bool((mix.scales == mix.scales[:1]).all())
+        self._weight = float(mix.scales[0, 1]) if is_one else None
         self._calls: list[tuple[ModelCall, Tensor, list[int]]] = []
-        self._kept: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._forget_rows()
         begin = 0
         for call in calls:
             end = begin + call.count
@@ -60,7 +64,13 @@ class RowModel:
 
     def forget(self) -> None:
         """Let go of the conditioning; `load` brings other."""
-        self._calls, self._kept = [], {}
+        self._calls = []
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        # by call: its rows and their conditioning; by call and tensor: that tensor's rows
+        self._kept: dict[int, tuple[int, dict[str, Any]]] = {}
+        self._repeated: dict[tuple[int, int], RepeatedRows] = {}
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """The combined output [R, *shape] for samples `rows`."""
@@ -80,6 +90,8 @@ class RowModel:
         if len(parts) == 1:
             return parts[0]
         dtype = torch.promote_types(parts[0].dtype, torch.float32)
+        if self._weight is not None:
+            return torch.lerp(parts[0].to(dtype), parts[1].to(dtype), self._weight)
         # those of a single sample hold for all rows
         scales = self._scales if self._scales.shape[0] == 1 else self._scales[rows]
         first, *others = scales.to(dtype).view(*scales.shape, *[1] * (x.dim() - 1)).unbind(1)
@@ -92,9 +104,18 @@ class RowModel:
         """Conditioning of the rows, kept where all rows of a round are of one sample."""
         if len(at) > 1 or rows.device.type == "cuda":
             # there a recorded round reads where the tensors were when it was recorded
-            return call.cond_of(at[rows].T.flatten())
+            picked = at[rows].T.flatten()
+            return call.cond_of(lambda value: value[picked.to(value.device)])
+        num_rows = len(rows)
         size, kept = self._kept.get(number, (0, {}))
-        if size != len(rows):
-            kept = call.cond_of(at[rows].T.flatten())
-            self._kept[number] = (len(rows), kept)
+        if size != num_rows:
+            kept = call.cond_of(lambda value: self._repeat(number, value, at[0])(num_rows))
+            self._kept[number] = (num_rows, kept)
         return kept
+
+    def _repeat(self, number: int, value: Tensor, at: Tensor) -> RepeatedRows:
+        # the call holds on to the tensor, so that its id stays its own
+        key = (number, id(value))
+        if key not in self._repeated:
+            self._repeated[key] = RepeatedRows(*value[at.to(value.device)])
+        return self._repeated[key]
