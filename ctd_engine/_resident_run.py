@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -9,7 +10,7 @@ from collections.abc import Hashable
 import torch
 from tqdm import tqdm
 
-from ctd_engine import _ext
+from ctd_engine import _checks, _ext
 from ctd_engine._final_points import PointReader
 from ctd_engine._request import Request
 from ctd_engine._resident import ResidentRounds
@@ -23,12 +24,33 @@ from ctd_engine._run_settings import (
 from ctd_engine.noise import CallableNoise, CounterNoise
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, RoundRecord
-from ctd_engine.scheduling import Finished
+from ctd_engine.scheduling import BACKENDS, Finished
 from ctd_engine.scheduling.device import DeviceScheduler
 from ctd_engine.scheduling.plan import CANCELLED
 from ctd_engine.scheduling.state import Snapshot
 
-__all__ = ["KeptRounds", "reasons_against", "run_resident"]
+__all__ = ["KeptRounds", "can_be_resident", "reasons_against", "run_resident"]
+
+logger = logging.getLogger("ctd_engine")
+
+
+def can_be_resident(settings: RoundSettings) -> bool:
+    """Whether rounds are scheduled beside the model; a warning says why not on a CUDA device.
+
+    Raises:
+        ValueError: the scheduler's backend is unknown.
+        RuntimeError: it is "cuda", which cannot run here.
+    """
+    asked = settings.scheduler_backend
+    if asked is not None:
+        _checks.require_choice("scheduler_backend", asked, ("cuda", *BACKENDS))
+    reasons = reasons_against(settings)
+    if asked == "cuda" and reasons:
+        listed = "".join(f"\n    - {reason}" for reason in reasons)
+        raise RuntimeError(f'scheduler_backend "cuda" cannot run here{listed}')
+    if asked is None and reasons and settings.device.type == "cuda":
+        logger.warning("the host waits for every round: %s", "; ".join(reasons))
+    return asked in (None, "cuda") and not reasons
 
 
 def reasons_against(settings: RoundSettings) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ctd_engine import _checks
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._request import Request
 from ctd_engine._trajectory import TrajectoryStore
@@ -20,6 +21,7 @@ __all__ = [
     "REASONS",
     "Outcome",
     "RoundSettings",
+    "checked_window",
     "make_result",
     "make_store",
     "num_slots_for",
@@ -62,6 +64,28 @@ class RoundSettings:
     keep_trajectory: bool = False
     tells_points: bool = False
     is_warm: bool = False
+
+
+def checked_window(
+    window_size: object, num_nodes: int, adaptive_window: float | None, lockstep: bool
+) -> int | str:
+    """`ParallelSampler`'s window_size, at most all nodes or "auto".
+
+    Raises:
+        ValueError, TypeError: it is neither, or does not go with the other two.
+    """
+    if isinstance(window_size, str) and window_size != "auto":
+        raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
+    if window_size == "auto" and lockstep:
+        raise ValueError('lockstep needs a fixed window_size, got "auto"')
+    if adaptive_window is not None and (window_size == "auto" or lockstep):
+        raise ValueError(
+            'adaptive_window needs a fixed window_size and no lockstep: "auto" follows the '
+            "advance by itself, and in lockstep windows are whole"
+        )
+    if isinstance(window_size, str):
+        return window_size
+    return min(_checks.require_int("window_size", window_size, minimum=1), num_nodes)
 
 
 @dataclass(frozen=True)

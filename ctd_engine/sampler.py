@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time as _time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,22 +11,21 @@ import torch
 
 from ctd_engine import _checks
 from ctd_engine._alike import Given
-from ctd_engine._auto_window import follow, make_plan
+from ctd_engine._auto_window import follow
 from ctd_engine._coefficients import METHODS
 from ctd_engine._graphs import GraphSwitch
 from ctd_engine._over_ranks import OverRanks, Way
-from ctd_engine._reach import expected_reach, observed_reach
+from ctd_engine._planner import Planner
 from ctd_engine._request import Request, SamplerBase, on_device
-from ctd_engine._resident_run import KeptRounds, reasons_against, run_resident
+from ctd_engine._resident_run import KeptRounds, can_be_resident, run_resident
 from ctd_engine._rounds import run_rounds
-from ctd_engine._run_settings import Outcome, RoundSettings, make_result
+from ctd_engine._run_settings import Outcome, RoundSettings, checked_window, make_result
 from ctd_engine._sequential import SequentialSampler
 from ctd_engine._trajectory import GUESSES
 from ctd_engine.denoiser import Model
 from ctd_engine.ops._dispatch import resolve
 from ctd_engine.result import Callback, RoundProgress, SampleResult
 from ctd_engine.schedules import Grid, Schedule
-from ctd_engine.scheduling import BACKENDS
 from ctd_engine.scheduling.sizes import ratio_of
 from ctd_engine.solvers import SolverTable
 from ctd_engine.window_plan import WindowPlan
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["ParallelSampler", "RoundProgress", "SequentialSampler"]
-
-logger = logging.getLogger("ctd_engine")
 
 
 class ParallelSampler(SamplerBase):
@@ -151,21 +147,10 @@ class ParallelSampler(SamplerBase):
         )
         _checks.require_choice("method", method, METHODS)
         _checks.require_choice("guess", guess, GUESSES)
-        if isinstance(window_size, str) and window_size != "auto":
-            raise ValueError(f'window_size must be "auto" or an integer >= 1, got {window_size!r}')
-        if window_size == "auto" and lockstep:
-            raise ValueError('lockstep needs a fixed window_size, got "auto"')
-        if adaptive_window is not None and (window_size == "auto" or lockstep):
-            raise ValueError(
-                'adaptive_window needs a fixed window_size and no lockstep: "auto" follows the '
-                "advance by itself, and in lockstep windows are whole"
-            )
         resolve(backend, torch.empty(0, device=self.device), has_cpp=True)
         nodes = self.table.num_nodes
         max_rounds = nodes if max_rounds is None else max_rounds
-        if not isinstance(window_size, str):
-            # a window can hold no more than all nodes
-            window_size = min(_checks.require_int("window_size", window_size, minimum=1), nodes)
+        window_size = checked_window(window_size, nodes, adaptive_window, lockstep)
         self.window_size = window_size
         self._settings = RoundSettings(
             table=self.table,
@@ -185,7 +170,7 @@ class ParallelSampler(SamplerBase):
             scheduler_backend=scheduler_backend,
             graphs=GraphSwitch(bool(cuda_graphs)),
         )
-        self._is_resident = self._can_be_resident()
+        self._is_resident = can_be_resident(self._settings)
         if not self._is_resident:
             # rounds that wait for the host cannot be recorded
             self._settings = replace(self._settings, graphs=GraphSwitch(False))
@@ -195,20 +180,8 @@ class ParallelSampler(SamplerBase):
             else OverRanks(process_group, split, self._settings, window_size)
         )
         self._kept = KeptRounds()
-        self._reach = expected_reach(nodes, self._settings.tolerance)
-        self._has_told = False
-
-    def _can_be_resident(self) -> bool:
-        asked = self._settings.scheduler_backend
-        if asked is not None:
-            _checks.require_choice("scheduler_backend", asked, ("cuda", *BACKENDS))
-        reasons = reasons_against(self._settings)
-        if asked == "cuda" and reasons:
-            listed = "".join(f"\n    - {reason}" for reason in reasons)
-            raise RuntimeError(f'scheduler_backend "cuda" cannot run here{listed}')
-        if asked is None and reasons and self.device.type == "cuda":
-            logger.warning("the host waits for every round: %s", "; ".join(reasons))
-        return asked in (None, "cuda") and not reasons
+        self._alone = Way(self._settings, self._is_resident, is_apart=True)
+        self._planner = Planner(self.model, self._alone, self._shared)
 
     def sample(
         self,
@@ -276,7 +249,7 @@ class ParallelSampler(SamplerBase):
             else:
                 outcome = self._shared.run_together(request, settings, progress, callback, is_heard)
         if chosen is not None:
-            self._reach = observed_reach(outcome.history) or self._reach
+            self._planner.learn(outcome.history)
         return make_result(request, outcome, _time.perf_counter() - begin, chosen)
 
     def _warm(self, request: Request, x_trajectory: torch.Tensor) -> Request:
@@ -307,6 +280,10 @@ class ParallelSampler(SamplerBase):
             return run_resident(request, settings, kept, progress=progress, callback=callback)
         return run_rounds(request, settings, progress=progress, callback=callback)
 
+    def _probe(self, request: Request, settings: RoundSettings, callback: Callback) -> Outcome:
+        # buffers of a measurement are not kept for samples
+        return self._run(request, settings, KeptRounds(), False, callback)
+
     def plan(
         self,
         num_samples: int = 1,
@@ -323,37 +300,10 @@ class ParallelSampler(SamplerBase):
         given = (num_samples, 0, None, None, None, cond, guidance_scale)
         request, _ = self._agreed(given, False, False)
         with torch.inference_mode(), on_device(self.device):
-            return self._plan(request, False)[1]
+            return self._planner.plan(request, self._probe, False)[1]
 
     def _way(self, request: Request, is_heard: bool) -> tuple[Way, WindowPlan | None]:
         if self.window_size == "auto":
-            return self._plan(request, is_heard)
-        alone = Way(self._settings, self._is_resident, is_apart=True)
+            return self._planner.plan(request, self._probe, is_heard)
+        alone = self._alone
         return (alone if self._shared is None else self._shared.way(request, alone, is_heard)), None
-
-    def _plan(self, request: Request, is_heard: bool) -> tuple[Way, WindowPlan]:
-        alone = Way(self._settings, self._is_resident, is_apart=True)
-
-        def run(r: Request, s: RoundSettings, callback: Callback) -> Outcome:
-            # buffers of a measurement are not kept for samples
-            return self._run(r, s, KeptRounds(), False, callback)
-
-        if self._shared is None:
-            way = alone
-            chosen = make_plan(
-                self.model, request, self._settings, self._reach, self._is_resident, run
-            )
-        else:
-            way, chosen = self._shared.plan(self.model, request, alone, self._reach, run, is_heard)
-        is_first = self._shared is None or self._shared.ranks.rank == 0
-        if chosen.is_sequential and is_first and not self._has_told:
-            self._has_told = True
-            rival = min(chosen.options[1:], key=lambda o: o.wall_time_s, default=chosen.best)
-            logger.warning(
-                'window_size="auto": sequential sampling is predicted to be fastest here, %.3g s '
-                "against %.3g s with a window of %d; pass window_size to insist on a window",
-                chosen.best.wall_time_s,
-                rival.wall_time_s,
-                rival.window_size,
-            )
-        return way, chosen
