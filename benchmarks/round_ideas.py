@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctd_engine._coefficients import thresholds
 from round_problems import Problem, make
 
 
@@ -149,7 +150,7 @@ def run(
     """Sample once; at tolerance 0 the result is the sequential sampler's."""
     state = _Run(problem, idea, num_samples, seed)
     n, table = state.n, problem.table
-    threshold = (tolerance * table.error_scale).square()
+    threshold = thresholds(table, tolerance, is_published=False)
     threshold = threshold * (1 + (idea.early - 1) * table.sigma.square()).square()
     nodes = torch.arange(n)
     start = torch.zeros(num_samples, dtype=torch.long)

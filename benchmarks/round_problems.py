@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,17 +27,13 @@ from digits_problem import digits
 
 @dataclass(frozen=True)
 class Method:
-    """Arguments of `ParallelSampler` that make a method.
-
-    has_end_scale: the last two points are judged by the noise of the last step that adds any, as
-    ParaSolver does, where the solver's own scale is 0 and only unchanged points are accepted.
-    """
+    """Arguments of `ParallelSampler` that make a method."""
 
     method: str = "picard"
     guess: str = "predicted"
     lockstep: bool = False
     adaptive_window: float | None = None
-    has_end_scale: bool = False
+    far_stride: int = 1
 
 
 METHODS = {
@@ -52,12 +48,10 @@ METHODS = {
     "secant": Method("secant"),
     "secant, zero": Method("secant", "zero"),
     "secant, 2x": Method("secant", adaptive_window=2.0),
-    "picard, end": Method(has_end_scale=True),
-    "secant, end": Method("secant", has_end_scale=True),
-    "picard, zero, end": Method(guess="zero", has_end_scale=True),
-    "secant, zero, end": Method("secant", "zero", has_end_scale=True),
     "secant, prior": Method("secant", "prior"),
-    "secant, prior, end": Method("secant", "prior", has_end_scale=True),
+    "secant, far 8": Method("secant", far_stride=8),
+    "secant, prior, far 4": Method("secant", "prior", far_stride=4),
+    "secant, prior, far 8": Method("secant", "prior", far_stride=8),
 }
 
 
@@ -99,10 +93,6 @@ class Problem:
     ) -> SampleResult:
         """The same draws through a method; every window is whole in every round."""
         shared = self._shared()
-        if method.has_end_scale:
-            scale = self.table.error_scale.clone()
-            scale[-2:] = scale[-3]
-            shared["solver"] = replace(self.table, error_scale=scale)
         sampler = ParallelSampler(
             **shared,
             window_size=window_size,
@@ -111,6 +101,7 @@ class Problem:
             guess=method.guess,
             lockstep=method.lockstep,
             adaptive_window=method.adaptive_window,
+            far_stride=method.far_stride,
             max_rows=num_samples * window_size,
         )
         draws = self.draws(num_samples, seed)

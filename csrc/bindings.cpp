@@ -26,7 +26,7 @@ py::object plan_columns(ctd::WindowScheduler& scheduler) {
   const ctd::Plan& plan = scheduler.plan();
   if (plan.slot.empty()) return py::none();
   return py::make_tuple(ctd::column(plan.slot), ctd::column(plan.sample), ctd::column(plan.start),
-                        ctd::column(plan.length), ctd::column(plan.known),
+                        ctd::column(plan.length), ctd::column(plan.known), ctd::column(plan.dense),
                         ctd::column(plan.row_slot), ctd::column(plan.row_sample),
                         ctd::column(plan.row_node), ctd::column(plan.row_entry),
                         ctd::column(plan.row_offset));
@@ -100,20 +100,20 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](std::int64_t num_samples, std::int64_t num_nodes, std::int64_t window_size,
                        std::int64_t max_rows, std::int64_t num_slots, std::int64_t first_length,
                        std::int64_t max_rounds, bool lockstep, std::int64_t window_ratio,
-                       std::int64_t first_window) {
-             const ctd::Limits limits{num_nodes,  window_size,  first_length,
-                                      max_rounds, window_ratio, first_window};
+                       std::int64_t first_window, std::int64_t far_stride) {
+             const ctd::Limits limits{num_nodes,    window_size,  first_length, max_rounds,
+                                      window_ratio, first_window, far_stride};
              return ctd::WindowScheduler(num_samples, limits, max_rows, num_slots, lockstep);
            }),
            py::kw_only(), py::arg("num_samples"), py::arg("num_nodes"), py::arg("window_size"),
            py::arg("max_rows"), py::arg("num_slots"), py::arg("first_length"),
            py::arg("max_rounds"), py::arg("lockstep"), py::arg("window_ratio"),
-           py::arg("first_window"))
+           py::arg("first_window"), py::arg("far_stride"))
       .def("plan", &plan_columns)
       .def("step",
            [](ctd::WindowScheduler& scheduler, const std::vector<std::int64_t>& accepted,
-              const std::vector<std::int64_t>& finite) {
-             return ctd::finished_rows(scheduler.step(accepted, finite));
+              const std::vector<std::int64_t>& finite, const std::vector<std::int64_t>& near) {
+             return ctd::finished_rows(scheduler.step(accepted, finite, near));
            })
       .def("cancel",
            [](ctd::WindowScheduler& scheduler) { return ctd::finished_rows(scheduler.cancel()); })

@@ -103,7 +103,8 @@ CTD_HOST_DEVICE void admit(Block& block, const State& state, Range own) {
     }
     state.slot(kSlotAdmittedSample, s) = admitted;
     const Entry entry = state.entry(s);
-    state.slot(kSlotLength, s) = entry.sample < 0 ? 0 : wanted_rows(entry, limits);
+    state.slot(kSlotLength, s) =
+        entry.sample < 0 ? 0 : rows_of(entry, limits, wanted_length(entry, limits));
   }
   block.sync();
   if (block.rank() == 0) {
@@ -131,14 +132,18 @@ CTD_HOST_DEVICE inline std::int64_t slot_of_row(const State& state, std::int64_t
 template <class Block>
 CTD_HOST_DEVICE void write_rows(Block& block, const State& state) {
   const std::int64_t num_rows = state.header(kNumRows);
-  std::int64_t s = 0, first_row = 0, end_row = 0;
+  const Limits limits = state.limits();
+  std::int64_t s = 0, first_row = 0, end_row = 0, length = 0, dense = 0;
   for (std::int64_t r = block.rank(); r < num_rows; r += block.size()) {
     if (r >= end_row) {
       s = slot_of_row(state, r);
       first_row = state.slot(kSlotFirstRow, s);
-      end_row = first_row + state.slot(kSlotLength, s);
+      length = state.slot(kSlotLength, s);
+      dense = dense_points(state.entry(s), limits, length);
+      end_row = first_row + rows_of(state.entry(s), limits, length);
     }
-    state.set_row(r, s, state.slot(kSlotSample, s), state.slot(kSlotStart, s), r - first_row);
+    const std::int64_t offset = offset_of(r - first_row, length, dense, limits.far_stride);
+    state.set_row(r, s, state.slot(kSlotSample, s), state.slot(kSlotStart, s), offset);
   }
   // padding is a valid row, the first node of the first sample
   for (std::int64_t r = num_rows + block.rank(); r < state.max_rows; r += block.size()) {
@@ -152,16 +157,21 @@ CTD_HOST_DEVICE void schedule_plan(Block& block, const State& state) {
   const Range own = own_items(block, state.num_slots);
   admit(block, state, own);
   share_rows(block, state, own, state.header(kRound));
+  const Limits limits = state.limits();
   std::int64_t rows = 0;
-  for (std::int64_t s = own.begin; s < own.end; ++s) rows += state.slot(kSlotLength, s);
+  for (std::int64_t s = own.begin; s < own.end; ++s) {
+    Entry entry = state.entry(s);
+    if (entry.sample < 0) continue;
+    open_window(entry, length_of(entry, limits, entry.length));
+    state.set_entry(s, entry);
+    rows += rows_of(entry, limits, entry.length);
+  }
   const Sum row_sum = block.exclusive_sum(rows);
   std::int64_t first_row = row_sum.before;
   for (std::int64_t s = own.begin; s < own.end; ++s) {
-    Entry entry = state.entry(s);
-    open_window(entry, entry.length);
-    state.set_entry(s, entry);
     state.slot(kSlotFirstRow, s) = first_row;
-    first_row += entry.length;
+    const Entry entry = state.entry(s);
+    if (entry.sample >= 0) first_row += rows_of(entry, limits, entry.length);
   }
   if (block.rank() == 0) state.header(kNumRows) = row_sum.total;
   block.sync();
@@ -173,19 +183,25 @@ template <class Block>
 CTD_HOST_DEVICE std::int64_t least_advance(Block& block, const State& state, Range own,
                                            const std::int64_t* accepted,
                                            const std::int64_t* finite) {
+  const Limits limits = state.limits();
   std::int64_t advance = kMost;
   for (std::int64_t s = own.begin; s < own.end; ++s) {
-    const std::int64_t num_finite = clamped(finite[s], 0, state.slot(kSlotLength, s));
-    if (num_finite > 0) advance = least(advance, clamped(accepted[s], 1, num_finite));
+    const Entry entry = state.entry(s);
+    if (entry.length == 0) continue;
+    const std::int64_t num_finite = clamped(finite[s], 0, entry.length);
+    if (num_finite == 0) continue;
+    const std::int64_t most = least(num_finite, dense_points(entry, limits, entry.length));
+    advance = least(advance, clamped(accepted[s], 1, most));
   }
   return block.min(advance);
 }
 
 // Move every window that had rows, record the samples that ended and free their slots. Values out
 // of range are clamped, and those of slots without rows ignored: a device can't refuse them.
+// Without `near` it is what was accepted.
 template <class Block>
 CTD_HOST_DEVICE void schedule_move(Block& block, const State& state, const std::int64_t* accepted,
-                                   const std::int64_t* finite) {
+                                   const std::int64_t* finite, const std::int64_t* near) {
   const Range own = own_items(block, state.num_slots);
   const Limits limits = state.limits();
   const bool is_lockstep = state.header(kLockstep) != 0;
@@ -197,8 +213,10 @@ CTD_HOST_DEVICE void schedule_move(Block& block, const State& state, const std::
     Entry entry = state.entry(s);
     if (entry.length == 0) continue;
     const std::int64_t num_finite = clamped(finite[s], 0, entry.length);
-    const std::int64_t advance = is_lockstep ? together : clamped(accepted[s], 1, num_finite);
-    const Reason reason = move_window(entry, advance, num_finite, limits);
+    const std::int64_t most = least(num_finite, dense_points(entry, limits, entry.length));
+    const std::int64_t advance = is_lockstep ? together : clamped(accepted[s], 1, most);
+    const std::int64_t still = clamped(near == nullptr ? accepted[s] : near[s], 1, entry.length);
+    const Reason reason = move_window(entry, advance, num_finite, still, limits);
     if (reason != kRunning) {
       state.set_ended(s, entry.sample, reason, entry.known);
       state.set_end(entry.sample, s, reason, entry);
@@ -245,7 +263,7 @@ CTD_HOST_DEVICE void schedule_begin(Block& block, const State& state) {
 template <class Block>
 CTD_HOST_DEVICE void schedule_step(Block& block, const State& state, const std::int64_t* accepted,
                                    const std::int64_t* finite) {
-  schedule_move(block, state, accepted, finite);
+  schedule_move(block, state, accepted, finite, nullptr);
   schedule_plan(block, state);
 }
 

@@ -19,7 +19,8 @@ WindowScheduler::WindowScheduler(std::int64_t num_samples, const Limits& limits,
                                  std::int64_t max_rows, std::int64_t num_slots, bool is_lockstep)
     : data_(static_cast<std::size_t>(state_size(num_slots, num_samples))),
       accepted_(static_cast<std::size_t>(num_slots)),
-      finite_(static_cast<std::size_t>(num_slots)) {
+      finite_(static_cast<std::size_t>(num_slots)),
+      near_(static_cast<std::size_t>(num_slots)) {
   max_rows = useful_rows(limits, max_rows, num_slots);
   rows_.resize(static_cast<std::size_t>(kNumRowColumns * max_rows));
   data_[kNumSamples] = num_samples;
@@ -29,6 +30,7 @@ WindowScheduler::WindowScheduler(std::int64_t num_samples, const Limits& limits,
   data_[kMaxRoundsLimit] = limits.max_rounds;
   data_[kWindowRatio] = limits.window_ratio;
   data_[kFirstWindow] = limits.first_window;
+  data_[kFarStride] = limits.far_stride;
   data_[kMaxRows] = max_rows;
   data_[kNumSlots] = num_slots;
   data_[kLockstep] = is_lockstep;
@@ -49,6 +51,7 @@ std::int64_t WindowScheduler::num_waiting() const {
 const Plan& WindowScheduler::plan() {
   if (is_planned_) return plan_;
   const State view = state();
+  const Limits limits = view.limits();
   schedule_plan(block_, view);
   plan_ = Plan{};
   std::vector<std::int64_t> entry_of_slot(static_cast<std::size_t>(view.num_slots));
@@ -61,6 +64,7 @@ const Plan& WindowScheduler::plan() {
     plan_.length.push_back(view.slot(kSlotLength, s));
     plan_.known.push_back(view.slot(kSlotKnown, s));
     plan_.is_new.push_back(view.slot(kSlotAdmittedSample, s) >= 0);
+    plan_.dense.push_back(dense_points(view.entry(s), limits, view.slot(kSlotLength, s)));
   }
   const std::int64_t num_rows = view.header(kNumRows);
   const auto column = [&](RowColumn c) {
@@ -97,16 +101,18 @@ void WindowScheduler::check(const std::vector<std::int64_t>& accepted,
 }
 
 std::vector<Finished> WindowScheduler::step(const std::vector<std::int64_t>& accepted,
-                                            const std::vector<std::int64_t>& finite) {
+                                            const std::vector<std::int64_t>& finite,
+                                            const std::vector<std::int64_t>& near) {
   if (!is_planned_) throw std::invalid_argument("step() needs a planned round: call plan() first");
   check(accepted, finite);
   for (std::size_t a = 0; a < plan_.slot.size(); ++a) {
     const std::size_t s = static_cast<std::size_t>(plan_.slot[a]);
     accepted_[s] = accepted[a];
     finite_[s] = finite[a];
+    near_[s] = near[a];
   }
   const State view = state();
-  schedule_move(block_, view, accepted_.data(), finite_.data());
+  schedule_move(block_, view, accepted_.data(), finite_.data(), near_.data());
   is_planned_ = false;
   std::vector<Finished> ended;
   for (std::int64_t s = 0; s < view.num_slots; ++s) {

@@ -15,7 +15,7 @@ struct Finished {
 
 // One round, as columns; see RoundPlan in ctd_engine/scheduling/plan.py.
 struct Plan {
-  std::vector<std::int64_t> slot, sample, start, length, known;
+  std::vector<std::int64_t> slot, sample, start, length, known, dense;
   std::vector<bool> is_new;  // whether the entry's sample was admitted now
   std::vector<std::int64_t> row_slot, row_sample, row_node, row_entry, row_offset;
 };
@@ -29,7 +29,8 @@ class WindowScheduler {
   const Plan& plan();
   // Throws std::invalid_argument, with nothing moved, when the input is out of range.
   std::vector<Finished> step(const std::vector<std::int64_t>& accepted,
-                             const std::vector<std::int64_t>& finite);
+                             const std::vector<std::int64_t>& finite,
+                             const std::vector<std::int64_t>& near);
   std::vector<Finished> cancel();
 
   std::int64_t round() const { return state().header(kRound); }
@@ -45,7 +46,7 @@ class WindowScheduler {
 
   // a view of them is how they are read, too
   mutable std::vector<std::int64_t> data_, rows_;
-  std::vector<std::int64_t> accepted_, finite_;  // [num_slots]
+  std::vector<std::int64_t> accepted_, finite_, near_;  // [num_slots]
   SerialBlock block_;
   bool is_planned_ = false;
   Plan plan_;

@@ -23,6 +23,7 @@ enum Header : int {
   kMaxRoundsLimit,
   kWindowRatio,
   kFirstWindow,
+  kFarStride,
   kMaxRows,
   kNumSlots,
   kLockstep,
@@ -38,6 +39,7 @@ enum SlotColumn : int {
   kSlotRounds,
   kSlotEvaluations,
   kSlotReach,
+  kSlotNear,
   kSlotFirstRow,
   kSlotEndedSample,
   kSlotEndedReason,
@@ -100,14 +102,14 @@ struct State {
   }
 
   CTD_HOST_DEVICE Limits limits() const {
-    return {data[kNumNodes],       data[kWindowSize],  data[kFirstLength],
-            data[kMaxRoundsLimit], data[kWindowRatio], data[kFirstWindow]};
+    return {data[kNumNodes],    data[kWindowSize],  data[kFirstLength], data[kMaxRoundsLimit],
+            data[kWindowRatio], data[kFirstWindow], data[kFarStride]};
   }
 
   CTD_HOST_DEVICE Entry entry(std::int64_t s) const {
     return {slot(kSlotSample, s), slot(kSlotStart, s),  slot(kSlotLength, s),
             slot(kSlotKnown, s),  slot(kSlotRounds, s), slot(kSlotEvaluations, s),
-            slot(kSlotReach, s)};
+            slot(kSlotReach, s),  slot(kSlotNear, s)};
   }
 
   CTD_HOST_DEVICE void set_entry(std::int64_t s, const Entry& entry) const {
@@ -118,6 +120,7 @@ struct State {
     slot(kSlotRounds, s) = entry.rounds;
     slot(kSlotEvaluations, s) = entry.evaluations;
     slot(kSlotReach, s) = entry.reach;
+    slot(kSlotNear, s) = entry.near;
   }
 
   CTD_HOST_DEVICE void set_ended(std::int64_t s, std::int64_t sample, std::int64_t reason,

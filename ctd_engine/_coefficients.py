@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ctd_engine._output_rule import BoundRule
+from ctd_engine._output_rule import BoundRule, OutputRule
 from ctd_engine._table import SolverTable
 from ctd_engine.ops.picard_update import Coefficients
 
@@ -14,10 +14,13 @@ __all__ = [
     "METHODS",
     "bound_rule",
     "copying",
+    "data_rule",
+    "given_x0",
     "picard_slopes",
     "prior",
     "ruled",
     "solver_coefficients",
+    "thresholds",
 ]
 
 METHODS = ("picard", "order_k", "data", "gaussian", "secant")
@@ -79,15 +82,40 @@ def bound_rule(table: SolverTable, dtype: torch.dtype, device: torch.device) -> 
     return BoundRule(table.rule, table.P, table.Q, table.C, dtype, device)
 
 
+def data_rule(table: SolverTable, dtype: torch.dtype, device: torch.device) -> BoundRule:
+    """The table's rule, or that which makes x0 of the model's output by P, Q and clip_x0."""
+    rule = OutputRule(clip=table.clip_x0) if table.rule is None else table.rule
+    return BoundRule(rule, table.P, table.Q, table.C, dtype, device)
+
+
+def given_x0(c: Coefficients) -> Coefficients:
+    """The recurrence that is given x0 as the model's output."""
+    return replace(c, P=torch.zeros_like(c.P), Q=torch.ones_like(c.Q), clip=None)
+
+
 def ruled(c: Coefficients) -> Coefficients:
     """The recurrence that is given x0 as the model's output, and all that is added as noise."""
-    ones = torch.ones_like(c.C)
-    return replace(c, C=ones, P=torch.zeros_like(c.P), Q=ones, clip=None)
+    return replace(given_x0(c), C=torch.ones_like(c.C))
 
 
 def prior(table: SolverTable, c: Coefficients) -> Coefficients:
     """The recurrence for data N(0, I), which needs no model: x0 = alpha x / (alpha² + sigma²)."""
     return replace(c, A=_gaussian_slopes(table, 1.0).to(c.A), B=torch.zeros_like(c.B))
+
+
+def thresholds(table: SolverTable, tolerance: float, *, is_published: bool) -> torch.Tensor:
+    """(tolerance scale_i)² [N + 1], the mean squared change that point i is accepted with.
+
+    No noise leaves the last points, and `error_scale` is 0 there: they are judged by the last
+    noise that is added, as ParaSolver does. `is_published` keeps the 0 of ParaDiGMS (Alg. 1),
+    whose last points are accepted unchanged or as the first open one only.
+    """
+    scale = table.error_scale.clone()
+    noisy = scale.nonzero()
+    if not is_published and len(noisy) > 0:
+        last = int(noisy[-1])
+        scale[last + 1 :] = scale[last]
+    return (tolerance * scale).square()
 
 
 def copying(c: Coefficients) -> Coefficients:

@@ -50,6 +50,7 @@ class CppSteps:
             and resolve(settings.backend, store.x, has_cpp=True) == "cpp"
             and store.rule is None
             and store.similar is None
+            and settings.far_stride == 1
             and (not store.is_stochastic or _lies_in_memory(store.noise, store.x.dtype))
         )
 

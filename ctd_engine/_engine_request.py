@@ -27,7 +27,7 @@ class Request:
             `ParallelSampler.sample`.
         x_trajectory: the same.
         solver, num_steps, clip_x0, solver_options, tolerance, method, guess, adaptive_window,
-            max_rounds: as in `ParallelSampler`.
+            far_stride, max_rounds: as in `ParallelSampler`.
         window_size: points per window, an integer. Large ones end sooner on an idle engine, small
             ones take fewer model rows and more rounds.
         priority: share of the model rows against others that run at the same time, from 0.001 to
@@ -53,6 +53,7 @@ class Request:
     method: str = "picard"
     guess: str = "predicted"
     adaptive_window: float | None = None
+    far_stride: int = 1
     max_rounds: int | None = None
     priority: float = 1.0
     deadline_s: float | None = None
@@ -80,6 +81,7 @@ class Request:
             "method",
             "guess",
             "adaptive_window",
+            "far_stride",
             "max_rounds",
         )
         return {name: getattr(self, name) for name in names}

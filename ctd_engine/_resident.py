@@ -154,9 +154,9 @@ class ResidentRounds:
         )
         count = s.start + s.length - s.known
         self.store.fill(s.slot, s.sample, s.known, count, self.window_size)
-        x, t = self.store.model_rows(windows, self.model_dtype)
+        x, t = self.store.model_rows(windows.row_slot, windows.row_node, self.model_dtype)
         m, m_null = self.request.denoiser(x, t, row_sample)
-        accepted, finite = self.store.update(
+        accepted, finite, _ = self.store.update(
             windows, s.sample, row_sample, m, m_null, self.request.denoiser.guidance_scale
         )
         s.step(accepted, finite)

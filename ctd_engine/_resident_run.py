@@ -61,6 +61,8 @@ def reasons_against(settings: RoundSettings) -> list[str]:
     if resolve(settings.backend, torch.empty(0, device=settings.device)) != "triton":
         reasons.append("only the Triton kernels leave padding alone, and the reference runs")
     lacks = _ext.cuda_unavailable_reason()
+    if settings.far_stride > 1:
+        reasons.append("far_stride lists fewer rows than points, and so far on the host alone")
     return reasons if lacks is None else [*reasons, lacks]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ctd_engine._cpp_steps import CppSteps
+from ctd_engine._far_points import far_points
 from ctd_engine._request import Request
 from ctd_engine._run_settings import RoundSettings
 from ctd_engine._trajectory import TrajectoryStore
@@ -98,26 +99,29 @@ class PlannedSteps:
                 self._store.admit(int(slot), self._request.initial(int(entrant)))
         self._store.guess(plan)
         self._plan = plan
-        self._windows = to_windows(plan, device)
-        self._sample, self._row_sample = to_tensors((plan.sample, plan.row_sample), device)
-        x, t = self._store.model_rows(self._windows, self._settings.model_dtype)
+        self._windows = windows = to_windows(plan, device)
+        self._sample, row_sample = to_tensors((plan.sample, plan.row_sample), device)
+        self._far = far = far_points(plan, self._settings.dtype, device)
+        slot, node = (windows.row_slot, windows.row_node) if far is None else (far.slot, far.node)
+        self._point_sample = row_sample if far is None else self._sample[windows.row_entry]
+        x, t = self._store.model_rows(slot, node, self._settings.model_dtype)
         copies = self._request.denoiser.evaluations_per_row
         if copies > 1:
             x, t = torch.cat([x] * copies), torch.cat([t] * copies)
-        return x, t, self._row_sample
+        return x, t, row_sample
 
     def correct(self, m: torch.Tensor, m_null: torch.Tensor | None, guidance_scale: float) -> None:
         """One Picard iteration of every window."""
         self._moves = self._store.update(
-            self._windows, self._sample, self._row_sample, m, m_null, guidance_scale
+            self._windows, self._sample, self._point_sample, m, m_null, guidance_scale, self._far
         )
 
     def advance(self) -> list[Finished]:
         """Move the windows past what was accepted; the samples that ended."""
         plan = self._plan
         # sync: the scheduler runs on the host and needs every window's advance
-        accepted, finite = (values.numpy(force=True) for values in self._moves)
-        finished = self._scheduler.step(accepted, finite)
+        moves = [move.numpy(force=True) for move in self._moves if move is not None]
+        finished = self._scheduler.step(*moves)
         self._history.append(RoundRecord(plan.sample, plan.start, plan.length))
         return finished
 

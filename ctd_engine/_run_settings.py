@@ -21,6 +21,7 @@ __all__ = [
     "REASONS",
     "Outcome",
     "RoundSettings",
+    "checked_stride",
     "checked_window",
     "make_result",
     "make_store",
@@ -49,6 +50,7 @@ class RoundSettings:
     window_size: int
     first_window: int
     window_ratio: int
+    far_stride: int
     tolerance: float
     method: str
     guess: str
@@ -88,6 +90,21 @@ def checked_window(
     return min(_checks.require_int("window_size", window_size, minimum=1), num_nodes)
 
 
+def checked_stride(far_stride: int, table: SolverTable) -> int:
+    """`ParallelSampler`'s far_stride.
+
+    Raises:
+        ValueError, TypeError: below 1 or no integer, or the model's variance is learned.
+    """
+    rule = table.rule
+    if far_stride != 1 and rule is not None and rule.variance not in (None, "unused"):
+        raise ValueError(
+            "far_stride must be 1 for a model with a learned variance, which every step needs, "
+            f"got {far_stride}"
+        )
+    return _checks.require_int("far_stride", far_stride, minimum=1)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a run: samples [B, D], how each ended, and every round's windows.
@@ -120,6 +137,7 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
         method=settings.method,
         guess=settings.guess,
         tolerance=settings.tolerance,
+        is_published=settings.lockstep,
         noise=request.noise,
         dtype=settings.dtype,
         device=settings.device,
@@ -127,6 +145,7 @@ def make_store(request: Request, settings: RoundSettings, num_slots: int) -> Tra
         num_recorded=request.num_samples if settings.keep_trajectory else 0,
         records_x0=settings.tells_points,
         similar=request.trajectory,
+        has_far_points=settings.far_stride > 1,
     )
 
 
@@ -145,6 +164,7 @@ def scheduler_sizes(settings: RoundSettings, num_samples: int, num_slots: int) -
         "lockstep": settings.lockstep,
         "window_ratio": settings.window_ratio,
         "first_window": settings.first_window,
+        "far_stride": settings.far_stride,
     }
 
 

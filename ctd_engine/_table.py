@@ -33,8 +33,8 @@ class SolverTable:
         P, Q: [N], Q never 0.
         input_scale, model_time: [N].
         error_scale: [N + 1], the standard deviation of the DDPM posterior noise of the step that
-            leaves x_i, by which a sampler judges the error of x_i; 0 where there is none, and
-            such a point is accepted only when it no longer changes.
+            leaves x_i, by which a sampler judges the error of x_i. Where it is 0 a point is
+            accepted only unchanged, but at the end, where the last scale above 0 is used.
         initial_scale: x_0 = initial_scale z.
         alpha, sigma: [N + 1], the schedule at the nodes.
         clip_x0: x0 is clipped to [-clip_x0, clip_x0]; None does not clip.

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ctd_engine._coefficients import bound_rule, copying, prior, ruled, solver_coefficients
+from ctd_engine._coefficients import (
+    bound_rule,
+    copying,
+    data_rule,
+    given_x0,
+    prior,
+    ruled,
+    solver_coefficients,
+    thresholds,
+)
+from ctd_engine._far_points import NEAR, FarPoints
 from ctd_engine._output_rule import BoundRule
 from ctd_engine._warm_start import added_by_steps, following
 from ctd_engine._windows import to_tensors
@@ -47,6 +57,8 @@ class TrajectoryStore:
         num_recorded: int = 0,
         records_x0: bool = False,
         similar: torch.Tensor | None = None,
+        is_published: bool = False,
+        has_far_points: bool = False,
     ) -> None:
         ring = window_size + table.order
         self.x = torch.zeros(num_slots, ring, num_elements, dtype=dtype, device=device)
@@ -76,10 +88,17 @@ class TrajectoryStore:
         self.rule = bound_rule(table, dtype, device)
         if self.rule is not None:
             self.coefficients = ruled(self.coefficients)
+        # of rounds whose rows are fewer than their points
+        self._far_rule = data_rule(table, dtype, device)
+        self._far_coefficients = given_x0(self.coefficients)
+        self._noise_scale = table.C.to(device=device, dtype=dtype)
         self.input_scale = table.input_scale.to(device=device, dtype=dtype)
         # at least fp32: timesteps above 256 are not exact in bf16
         self.model_time = table.model_time.to(device=device, dtype=dtype)
-        self.threshold = ((tolerance * table.error_scale) ** 2).to(device=device, dtype=dtype)
+        judged = thresholds(table, tolerance, is_published=is_published)
+        self.threshold = judged.to(device=device, dtype=dtype)
+        # of points that are about to be accepted
+        self._near_threshold = NEAR**2 * self.threshold if has_far_points else None
         self.noise = noise
         self.backend = backend
 
@@ -200,12 +219,14 @@ class TrajectoryStore:
             return {"z": given}
         return {"z": self.noise.step(windows.row_node, row_sample, self.x.dtype)}
 
-    def model_rows(self, windows: Windows, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled model inputs [rows, D] and model times [rows]."""
+    def model_rows(
+        self, slot: torch.Tensor, node: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled model inputs [rows, D] and model times [rows] of nodes [rows] of slots [rows]."""
         return gather_rows(
             self.x,
-            windows.row_slot,
-            windows.row_node,
+            slot,
+            node,
             self.input_scale,
             self.model_time,
             dtype,
@@ -216,16 +237,28 @@ class TrajectoryStore:
         self,
         windows: Windows,
         sample: torch.Tensor,
-        row_sample: torch.Tensor,
+        point_sample: torch.Tensor,
         m: torch.Tensor,
         m_null: torch.Tensor | None,
         guidance_scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One Picard iteration; how far each window advances and how much of it is finite."""
-        if self.rule is None:
-            noise = self._step_noise(windows, sample, row_sample)
+        far: FarPoints | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """One Picard iteration from the model's outputs, of all points or of the rows of `far`.
+
+        Returns:
+            How far each window advances, how much of it is finite and, with `far_stride` > 1, how
+            much of it moved little.
+        """
+        coefficients = self.coefficients
+        if far is not None:
+            m, noise = self._spread(far, windows, sample, point_sample, m, m_null, guidance_scale)
+            m_null = None
+            if self.rule is None:
+                coefficients = self._far_coefficients
+        elif self.rule is None:
+            noise = self._step_noise(windows, sample, point_sample)
         else:
-            m, added = self._apply(self.rule, windows, row_sample, m, m_null, guidance_scale)
+            m, added = self._apply(self.rule, windows, point_sample, m, m_null, guidance_scale)
             noise, m_null = {} if added is None else {"z": added}, None
         slopes = None
         if self.change is not None:
@@ -235,7 +268,7 @@ class TrajectoryStore:
                 self.change,
                 m,
                 windows,
-                self.coefficients,
+                coefficients,
                 m_null=m_null,
                 guidance_scale=guidance_scale,
                 backend=self.backend,
@@ -245,7 +278,7 @@ class TrajectoryStore:
             self.x0,
             m,
             windows,
-            self.coefficients,
+            coefficients,
             **noise,
             m_null=m_null,
             guidance_scale=guidance_scale,
@@ -255,14 +288,46 @@ class TrajectoryStore:
         )
         if len(self.record) > 0:
             self._keep(windows, sample)
+        accepted, finite = self._moved(partials, windows, self.threshold)
+        if self._near_threshold is None:
+            return accepted, finite, None
+        return accepted, finite, self._moved(partials, windows, self._near_threshold)[0]
+
+    def _moved(
+        self, partials: torch.Tensor, windows: Windows, threshold: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return trajectory_error(
             partials,
             self.x.shape[2],
-            self.threshold,
+            threshold,
             windows.start,
             windows.length,
             backend=self.backend,
         )
+
+    def _spread(
+        self,
+        far: FarPoints,
+        windows: Windows,
+        sample: torch.Tensor,
+        point_sample: torch.Tensor,
+        m: torch.Tensor,
+        m_null: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        # x0 of every point from that of the rows, and what the steps add
+        x = self.x[far.slot, far.node % self.x.shape[1]]
+        x0, rest = self._far_rule(x, m, m_null, guidance_scale, far.node, None)
+        x0 = far.between(x0)
+        if self.rule is None:
+            return x0, self._step_noise(windows, sample, point_sample)
+        added = None if rest is None else far.between(rest)
+        if self.is_stochastic:
+            node = windows.row_node
+            z = self.noise.step(node, point_sample, self.x.dtype)
+            z = self._noise_scale[node][:, None] * z
+            added = z if added is None else z + added
+        return x0, {} if added is None else {"z": added}
 
     def _apply(
         self,

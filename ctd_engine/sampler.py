@@ -19,7 +19,13 @@ from ctd_engine._planner import Planner
 from ctd_engine._request import Request, SamplerBase, on_device
 from ctd_engine._resident_run import KeptRounds, can_be_resident, run_resident
 from ctd_engine._rounds import run_rounds
-from ctd_engine._run_settings import Outcome, RoundSettings, checked_window, make_result
+from ctd_engine._run_settings import (
+    Outcome,
+    RoundSettings,
+    checked_stride,
+    checked_window,
+    make_result,
+)
 from ctd_engine._sequential import SequentialSampler
 from ctd_engine._trajectory import GUESSES
 from ctd_engine.denoiser import Model
@@ -64,6 +70,10 @@ class ParallelSampler(SamplerBase):
         adaptive_window: length of a sample's window over the smoothed advance of its last rounds,
             such as 2.0; `window_size`, which then is a number, is the most. It saves evaluations
             and costs rounds (`docs/methods.md`). None keeps windows whole.
+        far_stride: ask the model, in the far part of a window, at every `far_stride`-th point only,
+            and let x0 of the others lie between: up to half of the evaluations less, for about the
+            same rounds. Far is what moved more than ten times what it is accepted with. 1 asks at
+            every point (`docs/methods.md`).
         method: slope of the update: "picard", "order_k", "data", "gaussian" or "secant", which
             measures it and holds half as much state again; `docs/methods.md` says which pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one
@@ -113,6 +123,7 @@ class ParallelSampler(SamplerBase):
         clip_x0: float | None = None,
         window_size: int | str = "auto",
         adaptive_window: float | None = None,
+        far_stride: int = 1,
         tolerance: float = 0.1,
         method: str = "picard",
         guess: str = "predicted",
@@ -157,6 +168,7 @@ class ParallelSampler(SamplerBase):
             window_size=1 if isinstance(window_size, str) else window_size,
             first_window=1 if isinstance(window_size, str) else window_size,
             window_ratio=0 if adaptive_window is None else ratio_of(adaptive_window),
+            far_stride=checked_stride(far_stride, self.table),
             tolerance=_checks.require_float("tolerance", tolerance, minimum=0.0),
             method=method,
             guess=guess,

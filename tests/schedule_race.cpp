@@ -25,6 +25,7 @@ int main() {
     data[ctd::kMaxRoundsLimit] = 10;
     data[ctd::kWindowRatio] = turn % 2 * 400;
     data[ctd::kFirstWindow] = window;
+    data[ctd::kFarStride] = draw(3);
     data[ctd::kMaxRows] = max_rows;
     data[ctd::kNumSlots] = num_slots;
     data[ctd::kLockstep] = is_lockstep;

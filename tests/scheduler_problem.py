@@ -59,4 +59,5 @@ def random_sizes(rng):
         lockstep=lockstep,
         window_ratio=int(rng.choice([0, 0, 256, 300, 512, 1000])),
         first_window=int(rng.integers(1, window_size, endpoint=True)),
+        far_stride=int(rng.choice([1, 1, 2, 3, 8, 50])),
     )

@@ -60,7 +60,8 @@ def assert_same_plan(scheduler, plan):
         ours = getattr(scheduler, name).numpy()
         assert ours[is_active].tolist() == getattr(plan, name).tolist(), name
         assert ours.tolist() == getattr(snapshot, name).tolist(), name
-    first_row = np.cumsum(plan.length) - plan.length
+    rows = np.bincount(plan.row_entry)
+    first_row = np.cumsum(rows) - rows
     assert scheduler.first_row.numpy()[is_active].tolist() == first_row.tolist()
     for name in ("row_slot", "row_sample", "row_node", "row_offset"):
         rows = getattr(scheduler, name)[:num_rows].tolist()

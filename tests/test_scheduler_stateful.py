@@ -40,7 +40,21 @@ def configurations(draw):
         lockstep=lockstep,
         window_ratio=draw(st.sampled_from([0, 256, 257, 500, 512, 1000, 65536])),
         first_window=draw(st.integers(1, window_size)),
+        far_stride=draw(st.sampled_from([1, 1, 2, 3, 8, 50])),
     )
+
+
+def assert_rows(plan, stride):
+    """Every leading point has a row, then every stride-th, and the last."""
+    for entry, (length, dense) in enumerate(zip(plan.length, plan.dense, strict=True)):
+        assert min(stride, length) <= dense <= length
+        assert stride > 1 or dense == length
+        offsets = plan.row_offset[plan.row_entry == entry]
+        assert offsets[:dense].tolist() == list(range(dense))
+        assert offsets[-1] == length - 1
+        assert (np.diff(offsets[dense - 1 :])[:-1] == stride).all()
+        assert (np.diff(offsets[dense - 1 :]) <= stride).all()
+    assert (plan.row_node == plan.start[plan.row_entry] + plan.row_offset).all()
 
 
 class Twins(RuleBasedStateMachine):
@@ -69,14 +83,16 @@ class Twins(RuleBasedStateMachine):
             assert ours.tolist() == theirs.tolist(), name
         assert cpp.length.min() >= 1
         assert cpp.start.min() >= 0
-        assert cpp.length.sum() == len(cpp.row_node) <= self.sizes["max_rows"]
+        assert len(cpp.row_node) <= self.sizes["max_rows"]
+        assert_rows(cpp, self.sizes["far_stride"])
         assert cpp.length.max() <= self.sizes["window_size"]
         assert (cpp.start + cpp.length).max() <= self.sizes["num_nodes"]
         assert ((cpp.start <= cpp.known) & (cpp.known <= cpp.start + cpp.length)).all()
         return cpp
 
-    def step(self, accepted, finite):
-        cpp, python = (twin.step(np.array(accepted), np.array(finite)) for twin in self.twins)
+    def step(self, accepted, finite, near=None):
+        told = [np.array(v) for v in (accepted, finite, near) if v is not None]
+        cpp, python = (twin.step(*told) for twin in self.twins)
         assert cpp == python
         self.is_planned = False
         self.ends += cpp
@@ -101,7 +117,12 @@ class Twins(RuleBasedStateMachine):
                 else:
                     most = 1 if advance == "one" else finite[-1]
                     accepted.append(data.draw(st.integers(1, most)))
-            self.step(accepted, finite)
+            near = None
+            if data.draw(st.booleans()):
+                # it may reach beyond what is accepted, and garbage is clamped
+                values = st.sampled_from([INT64.min, 0, 1, 2, 5, 13, INT64.max])
+                near = [data.draw(values) for _ in accepted]
+            self.step(accepted, finite, near)
 
     def refuse(self, accepted, finite):
         said = []

@@ -157,7 +157,7 @@ std::vector<Finished> Rounds<T>::correct(Rows<T> m, Rows<T> m_null, T guidance_s
                                       plan.start.data(), plan.length.data(), accepted_.data(),
                                       finite_.data()});
   RoundWindows windows{plan.sample, plan.start, plan.length};
-  std::vector<Finished> finished = scheduler_.step(accepted_, finite_);
+  std::vector<Finished> finished = scheduler_.step(accepted_, finite_, accepted_);
   history_.push_back(std::move(windows));
   return finished;
 }

@@ -24,14 +24,15 @@ def make_scheduler(
     lockstep: bool = False,
     window_ratio: int = 0,
     first_window: int | None = None,
+    far_stride: int = 1,
     backend: str | None = None,
 ) -> Scheduler:
     """A window scheduler: the C++ extension's, or its Python twin, which decides alike.
 
     Args:
         num_samples, num_nodes, window_size, max_rows, num_slots, first_length, max_rounds,
-            lockstep, window_ratio, first_window: see `PyWindowScheduler`; `first_window` is
-            `window_size` by default.
+            lockstep, window_ratio, first_window, far_stride: see `PyWindowScheduler`;
+            `first_window` is `window_size` by default.
         backend: "cpp", "python", or None for the extension when it is there.
 
     Raises:
@@ -49,6 +50,7 @@ def make_scheduler(
         lockstep=lockstep,
         window_ratio=window_ratio,
         first_window=first_window,
+        far_stride=far_stride,
     )
     if backend is not None:
         _checks.require_choice("backend", backend, BACKENDS)

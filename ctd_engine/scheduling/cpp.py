@@ -44,12 +44,14 @@ class CppWindowScheduler:
             self._plan = None if columns is None else RoundPlan(*columns)
         return self._plan
 
-    def step(self, accepted: IntArray, finite: IntArray) -> list[Finished]:
+    def step(
+        self, accepted: IntArray, finite: IntArray, near: IntArray | None = None
+    ) -> list[Finished]:
         """Move every window after a round; see `PyWindowScheduler.step`."""
         if self._plan is None:
             raise ValueError("step() needs a planned round: call plan() first")
         require_sizes(accepted, finite, len(self._plan.slot))
-        finished = self._scheduler.step(accepted, finite)
+        finished = self._scheduler.step(accepted, finite, accepted if near is None else near)
         self._plan = None
         return [Finished(*row) for row in finished]
 

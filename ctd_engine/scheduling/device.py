@@ -44,8 +44,8 @@ class DeviceScheduler:
     Args:
         device: "cpu" or a CUDA device.
         num_samples, num_nodes, window_size, max_rows, num_slots, first_length, max_rounds,
-            lockstep, window_ratio, first_window: see `PyWindowScheduler`; `first_window` is
-            `window_size` by default.
+            lockstep, window_ratio, first_window, far_stride: see `PyWindowScheduler`;
+            `first_window` is `window_size` by default.
         num_threads: host threads that decide together on "cpu". More than one is slower: it runs
             the logic of a CUDA block, barriers included, where there is no GPU.
 
@@ -83,6 +83,7 @@ class DeviceScheduler:
         lockstep: bool = False,
         window_ratio: int = 0,
         first_window: int | None = None,
+        far_stride: int = 1,
         num_threads: int = 1,
     ) -> None:
         sizes = checked_sizes(
@@ -96,6 +97,7 @@ class DeviceScheduler:
             lockstep=lockstep,
             window_ratio=window_ratio,
             first_window=first_window,
+            far_stride=far_stride,
         )
         self._num_threads = _checks.require_int("num_threads", num_threads, minimum=1)
         if num_threads > MAX_THREADS:

@@ -28,12 +28,13 @@ CONVERGED, MAX_ROUNDS, DIVERGED, CANCELLED = range(4)
 class RoundPlan:
     """One round: which nodes of which samples the model is evaluated on.
 
-    Entry a, in order of slots, holds `sample[a]` in `slot[a]`; the model is evaluated on its nodes
-    `start[a] .. start[a] + length[a] - 1`, and nodes `start + 1 .. start + length` get new values.
+    Entry a, in order of slots, holds `sample[a]` in `slot[a]`; its nodes `start[a] .. start[a] +
+    length[a] - 1` are evaluated, and nodes `start + 1 .. start + length` get new values. The model
+    is asked at the first `dense[a]` of them and at some of the others, see `PyWindowScheduler`.
     Nodes after `known[a]` hold nothing yet: they are guessed before the round. Row r of the
     model's batch is node `row_node[r]` = start + `row_offset[r]` of entry `row_entry[r]`.
 
-    All arrays are int64: the first five [A], the others [R].
+    All arrays are int64: the first six [A], the others [R].
     """
 
     slot: IntArray
@@ -41,6 +42,7 @@ class RoundPlan:
     start: IntArray
     length: IntArray
     known: IntArray
+    dense: IntArray
     row_slot: IntArray
     row_sample: IntArray
     row_node: IntArray
@@ -80,7 +82,9 @@ class Scheduler(Protocol):
 
     def plan(self) -> RoundPlan | None: ...
 
-    def step(self, accepted: IntArray, finite: IntArray) -> list[Finished]: ...
+    def step(
+        self, accepted: IntArray, finite: IntArray, near: IntArray | None = None
+    ) -> list[Finished]: ...
 
     def cancel(self) -> list[Finished]: ...
 

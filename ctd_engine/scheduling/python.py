@@ -34,6 +34,7 @@ class _Entry:
     rounds: int = 0
     evaluations: int = 0
     reach: int = 0
+    near: int = 0
 
 
 def share_rows(wanted: list[int], max_rows: int, turn: int) -> list[int]:
@@ -73,6 +74,11 @@ class PyWindowScheduler:
     to `window_size` points. All of it is in integers: reach and ratio in units of 1/256, reach
     rounded down.
 
+    With a `far_stride` s > 1 the model is asked only at a window's `dense` leading points, those
+    that moved little in the last round (`near` of `step`) and at least s, then at every s-th point
+    and the last one. A window advances by its dense points at most; where it does and nothing
+    beyond moved little, twice as many follow.
+
     Args:
         num_samples: B.
         num_nodes: N; a sample is finished when its window starts at node N.
@@ -86,6 +92,7 @@ class PyWindowScheduler:
         window_ratio: length of a window over the smoothed advance, in units of 1/256; 0 keeps
             windows at `window_size`.
         first_window: length of a sample's first whole window with a `window_ratio`.
+        far_stride: s; 1 asks the model at every point.
     """
 
     def __init__(
@@ -100,6 +107,7 @@ class PyWindowScheduler:
         lockstep: bool = False,
         window_ratio: int = 0,
         first_window: int = 1,
+        far_stride: int = 1,
     ) -> None:
         self._num_samples = num_samples
         self._num_nodes = num_nodes
@@ -109,6 +117,7 @@ class PyWindowScheduler:
         self._max_rounds = max_rounds
         self._lockstep = lockstep
         self._window_ratio = window_ratio
+        self._far_stride = far_stride
         self._first_reach = UNIT * UNIT * first_window // window_ratio if window_ratio else 0
         self._slots: list[_Entry | None] = [None] * num_slots
         self._next_sample = 0
@@ -147,17 +156,40 @@ class PyWindowScheduler:
         active = [(slot, entry) for slot, entry in enumerate(self._slots) if entry is not None]
         if not active:
             return None
-        wanted = [self._wanted(entry) for _, entry in active]
-        for (_, entry), length in zip(
-            active, share_rows(wanted, self._max_rows, self._round), strict=True
-        ):
-            entry.length = length
+        wanted = [self._rows(entry, self._wanted_length(entry)) for _, entry in active]
+        given = share_rows(wanted, self._max_rows, self._round)
+        for (_, entry), rows in zip(active, given, strict=True):
+            entry.length = self._length(entry, rows)
             # points beyond a window that shrank are dropped, and guessed again when it grows
-            entry.known = min(entry.known, entry.start + length)
-        self._plan = _make_plan(active)
+            entry.known = min(entry.known, entry.start + entry.length)
+        self._plan = self._make_plan(active)
         return self._plan
 
-    def _wanted(self, entry: _Entry) -> int:
+    def _make_plan(self, active: list[tuple[int, _Entry]]) -> RoundPlan:
+        def column(values: list[int]) -> IntArray:
+            return np.array(values, dtype=np.int64)
+
+        slot = column([slot for slot, _ in active])
+        sample = column([entry.sample for _, entry in active])
+        start = column([entry.start for _, entry in active])
+        offsets = [self._offsets(entry) for _, entry in active]
+        row_entry = np.repeat(np.arange(len(active)), [len(of_entry) for of_entry in offsets])
+        row_offset = column([offset for of_entry in offsets for offset in of_entry])
+        return RoundPlan(
+            slot=slot,
+            sample=sample,
+            start=start,
+            length=column([entry.length for _, entry in active]),
+            known=column([entry.known for _, entry in active]),
+            dense=column([self._dense(entry, entry.length) for _, entry in active]),
+            row_slot=slot[row_entry],
+            row_sample=sample[row_entry],
+            row_node=start[row_entry] + row_offset,
+            row_entry=row_entry,
+            row_offset=row_offset,
+        )
+
+    def _wanted_length(self, entry: _Entry) -> int:
         whole = min(self._window_size, self._num_nodes - entry.start)
         if entry.rounds == 0:
             return min(self._first_length, whole)
@@ -165,13 +197,39 @@ class PyWindowScheduler:
             return whole
         return min(max(1, -(-self._window_ratio * entry.reach // UNIT**2)), whole)
 
-    def step(self, accepted: IntArray, finite: IntArray) -> list[Finished]:
+    def _dense(self, entry: _Entry, length: int) -> int:
+        # leading points of a window that have a row each
+        if self._far_stride == 1:
+            return length
+        return min(max(entry.near - entry.start, self._far_stride), length)
+
+    def _rows(self, entry: _Entry, length: int) -> int:
+        dense = self._dense(entry, length)
+        return dense - (dense - length) // self._far_stride
+
+    def _length(self, entry: _Entry, rows: int) -> int:
+        # the longest window that an entry wants and so many rows are enough for
+        whole = self._wanted_length(entry)
+        dense = self._dense(entry, whole)
+        return rows if rows <= dense else min(whole, dense + (rows - dense) * self._far_stride)
+
+    def _offsets(self, entry: _Entry) -> list[int]:
+        # which points of its window have rows
+        dense, last = self._dense(entry, entry.length), entry.length - 1
+        far = range(dense - 1 + self._far_stride, last, self._far_stride)
+        return [*range(dense), *far, *([last] if dense <= last else [])]
+
+    def step(
+        self, accepted: IntArray, finite: IntArray, near: IntArray | None = None
+    ) -> list[Finished]:
         """Move every window after a round.
 
         Args:
             accepted: int64 [A] in [1, length], how far a window's start moves.
             finite: int64 [A] in [0, length], how many leading new points are finite; with 0 the
                 sample ends DIVERGED and its `accepted` is ignored.
+            near: int64 [A], leading new points that moved little, clamped to [1, length]; None
+                is `accepted`. Nothing but a `far_stride` reads it.
 
         Returns:
             The samples that ended, in order of slots.
@@ -183,26 +241,38 @@ class PyWindowScheduler:
             raise ValueError("step() needs a planned round: call plan() first")
         active = [(slot, entry) for slot, entry in enumerate(self._slots) if entry is not None]
         advances, finites = _checked(accepted, finite, [entry.length for _, entry in active])
+        still = advances if near is None else [int(n) for n in near]
+        advances = [
+            min(advance, self._dense(entry, entry.length))
+            for advance, (_, entry) in zip(advances, active, strict=True)
+        ]
         moving = [a for a, f in zip(advances, finites, strict=True) if f > 0]
         if self._lockstep and moving:
             advances = [min(moving)] * len(advances)
         self._plan = None
         self._round += 1
         finished = []
-        for (slot, entry), advance, num_finite in zip(active, advances, finites, strict=True):
-            reason = self._move(entry, advance, num_finite)
+        moves = zip(active, advances, finites, still, strict=True)
+        for (slot, entry), advance, num_finite, num_near in moves:
+            reason = self._move(entry, advance, num_finite, num_near)
             if reason is not None:
                 finished.append(self._finish(slot, entry, reason))
         return finished
 
-    def _move(self, entry: _Entry, advance: int, num_finite: int) -> int | None:
+    def _move(self, entry: _Entry, advance: int, num_finite: int, num_near: int) -> int | None:
+        # all that had rows of their own was accepted: more would have been
+        is_whole = advance == self._dense(entry, entry.length)
         # a first round of one row, which the first guess needs, tells nothing of later windows
         is_telling = entry.length >= 2 or entry.rounds > 0
         if self._window_ratio > 0 and num_finite > 0 and is_telling:
-            observed = 2 * advance if advance == entry.length else advance
+            observed = 2 * advance if is_whole else advance
             entry.reach = (3 * entry.reach + UNIT * observed) // 4
         entry.rounds += 1
-        entry.evaluations += entry.length
+        entry.evaluations += self._rows(entry, entry.length)
+        num_near = min(max(num_near, 1), entry.length)
+        # where x0 between rows is too rough to tell what is near
+        is_blind = is_whole and num_near <= advance
+        entry.near = entry.start + (3 * advance if is_blind else num_near)
         entry.known = entry.start + num_finite
         entry.length = 0
         if num_finite == 0:
@@ -245,27 +315,3 @@ def _checked(
         if num_finite > 0 and not 1 <= advance <= num_finite:
             raise ValueError(f"accepted[{i}] must be in [1, finite = {num_finite}], got {advance}")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _make_plan(active: list[tuple[int, _Entry]]) -> RoundPlan:
-    def column(values: list[int]) -> IntArray:
-        return np.array(values, dtype=np.int64)
-
-    slot = column([slot for slot, _ in active])
-    sample = column([entry.sample for _, entry in active])
-    start = column([entry.start for _, entry in active])
-    length = column([entry.length for _, entry in active])
-    row_entry = np.repeat(np.arange(len(active)), length)
-    row_offset = np.arange(len(row_entry)) - np.repeat(np.cumsum(length) - length, length)
-    return RoundPlan(
-        slot=slot,
-        sample=sample,
-        start=start,
-        length=length,
-        known=column([entry.known for _, entry in active]),
-        row_slot=slot[row_entry],
-        row_sample=sample[row_entry],
-        row_node=start[row_entry] + row_offset,
-        row_entry=row_entry,
-        row_offset=row_offset,
-    )

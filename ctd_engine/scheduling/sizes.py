@@ -26,6 +26,7 @@ class Sizes(TypedDict):
     lockstep: bool
     window_ratio: int
     first_window: int
+    far_stride: int
 
 
 def checked_sizes(
@@ -40,6 +41,7 @@ def checked_sizes(
     lockstep: bool = False,
     window_ratio: int = 0,
     first_window: int | None = None,
+    far_stride: int = 1,
 ) -> Sizes:
     """The same, as Python integers; `first_window` is `window_size` by default.
 
@@ -60,6 +62,7 @@ def checked_sizes(
         first_window=_checks.require_int(
             "first_window", window_size if first_window is None else first_window, minimum=1
         ),
+        far_stride=_checks.require_int("far_stride", far_stride, minimum=1),
     )
     if max_rows < num_slots:
         raise ValueError(

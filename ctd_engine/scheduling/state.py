@@ -25,6 +25,7 @@ HEADER = (
     "max_rounds",
     "window_ratio",
     "first_window",
+    "far_stride",
     "max_rows",
     "num_slots",
     "lockstep",
@@ -37,6 +38,7 @@ SLOT_COLUMNS = (
     "rounds",
     "evaluations",
     "reach",
+    "near",
     "first_row",
     "ended_sample",
     "ended_reason",
@@ -61,7 +63,7 @@ def empty_state(sizes: Sizes) -> IntArray:
 class Snapshot:
     """A scheduler's state at one moment, on the host.
 
-    `sample` .. `reach` are int64 [S], a free slot's sample is -1. `ended` holds the samples that
+    `sample` .. `near` are int64 [S], a free slot's sample is -1. `ended` holds the samples that
     the last step ended, in order of slots.
     """
 
@@ -77,6 +79,7 @@ class Snapshot:
     rounds: IntArray
     evaluations: IntArray
     reach: IntArray
+    near: IntArray
     ended: list[Finished]
     ends: IntArray
 

@@ -54,6 +54,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "method": (str,),
     "guess": (str,),
     "adaptive_window": NUMBER,
+    "far_stride": (int,),
     "max_rounds": (int,),
     "cond": (dict,),
     "guidance_scale": NUMBER,

@@ -20,6 +20,7 @@ __all__ = ["Parallelized", "parallelize", "restore"]
 OPTIONS = (
     "window_size",
     "adaptive_window",
+    "far_stride",
     "tolerance",
     "method",
     "guess",
@@ -126,8 +127,8 @@ def parallelize(
             latents, [num_steps, batch, ...] in fp32. False hands out the final latents in all
             steps, which is enough without callbacks.
         options: further arguments of `ParallelSampler`: `max_rows`, counted in latents, not in rows
-            of the model, `adaptive_window`, `method`, `guess`, `backend`, `scheduler_backend` and
-            `cuda_graphs`.
+            of the model, `adaptive_window`, `far_stride`, `method`, `guess`, `backend`,
+            `scheduler_backend` and `cuda_graphs`.
 
     Returns:
         What tells the cost of the last call: `stats`.
