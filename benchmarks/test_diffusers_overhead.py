@@ -31,8 +31,8 @@ STEPS, TURNS = 100, 3
 TOKENS, WIDTH = 77, 768
 # latents' height, window: small ones, and those of Stable Diffusion at its window
 CASES = [(8, 8), (8, 32), (64, 8), (64, 32)]
-# how many times less ours costs at least with the C++ kernels; at window 8 it was 1.5 to 2.9
-FACTOR, HELD = 3.0, {(8, 32), (64, 32)}
+# how many times less ours costs at least with the rounds in C++; it was 4.3 to 16
+FACTOR = 3.0
 
 
 class Free(diffusers.UNet2DConditionModel):
@@ -133,5 +133,5 @@ def test_overhead_per_round(benchmark, capsys, size, window):
             f"{1e3 * medians['ours']:.2f} ms, diffusers {1e3 * medians['theirs']:.2f} ms, "
             f"{ratio:.2f} times ours"
         )
-    if (size, window) in HELD and _ext.load() is not None:
+    if _ext.load() is not None:
         assert ratio >= FACTOR, f"a round costs more than 1 / {FACTOR:g} of diffusers': {ratio:.2f}"
