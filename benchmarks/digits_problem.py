@@ -9,6 +9,7 @@ timesteps round(1000 - 1000 i / N) - 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -50,8 +51,11 @@ def digits() -> torch.Tensor:
     return torch.from_numpy(load_digits().data) / 8 - 1
 
 
-def sampler(case: Case, *, paradigms: bool) -> ParallelSampler:
-    """Ours (predicted guess, one window per sample), or ParaDiGMS (copied, one window for all)."""
+def sampler(case: Case, *, paradigms: bool, **options: Any) -> ParallelSampler:
+    """Ours (predicted guess, one window per sample), or ParaDiGMS (copied, one window for all).
+
+    Further options are `ParallelSampler`'s.
+    """
     table = solvers.ddim(schedules.linear_beta(), case.num_steps, eta=case.eta)
     return ParallelSampler(
         MixtureModel(table, digits(), DATA_STD),
@@ -63,6 +67,7 @@ def sampler(case: Case, *, paradigms: bool) -> ParallelSampler:
         lockstep=paradigms,
         max_rows=NUM_SAMPLES * case.window_size,
         dtype=torch.float64,
+        **options,
     )
 
 
@@ -80,9 +85,9 @@ def draws(case: Case, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def run(case: Case, *, paradigms: bool, seed: int) -> SampleResult:
+def run(case: Case, *, paradigms: bool, seed: int, **options: Any) -> SampleResult:
     """Sample the case once."""
-    result = sampler(case, paradigms=paradigms).sample(NUM_SAMPLES, **draws(case, seed))
+    result = sampler(case, paradigms=paradigms, **options).sample(NUM_SAMPLES, **draws(case, seed))
     if not result.all_converged:
         raise RuntimeError(f"{case.name}: {result.stop_reasons}")
     return result

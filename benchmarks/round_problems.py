@@ -49,7 +49,9 @@ METHODS = {
     "secant, zero": Method("secant", "zero"),
     "secant, 2x": Method("secant", adaptive_window=2.0),
     "secant, prior": Method("secant", "prior"),
+    "secant, far 4": Method("secant", far_stride=4),
     "secant, far 8": Method("secant", far_stride=8),
+    "picard, far 4": Method(far_stride=4),
     "secant, prior, far 4": Method("secant", "prior", far_stride=4),
     "secant, prior, far 8": Method("secant", "prior", far_stride=8),
 }

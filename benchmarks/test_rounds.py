@@ -14,13 +14,21 @@ from digits_problem import CASES, NUM_SAMPLES, run
 SEEDS = range(5)
 
 
-@pytest.mark.parametrize("paradigms", [True, False], ids=["paradigms", "ours"])
+# what stands in the columns of the table
+COLUMNS = {
+    "ParaDiGMS": {"paradigms": True},
+    "ours": {"paradigms": False},
+    "ours, secant, far_stride 8": {"paradigms": False, "method": "secant", "far_stride": 8},
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_digits(benchmark, capsys, case, paradigms):
+def test_digits(benchmark, capsys, case, column):
     results = []
     seeds = iter(list(SEEDS) * 2)
     benchmark.pedantic(
-        lambda: results.append(run(case, paradigms=paradigms, seed=next(seeds))),
+        lambda: results.append(run(case, seed=next(seeds), **COLUMNS[column])),
         rounds=len(SEEDS),
         iterations=1,
     )
@@ -29,7 +37,7 @@ def test_digits(benchmark, capsys, case, paradigms):
     benchmark.extra_info.update(rounds=rounds, evaluations_per_sample=evaluations)
     with capsys.disabled():
         print(
-            f"\n| {case.name} | {'ParaDiGMS' if paradigms else 'ours'} "
+            f"\n| {case.name} | {column} "
             f"| {statistics.mean(rounds):.1f} | {statistics.mean(evaluations):.0f} "
             f"| {statistics.mean(r.stats.wall_time_s for r in results):.2f} s |"
         )
