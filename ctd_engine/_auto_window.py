@@ -75,6 +75,8 @@ def round_times(model: Model, request: Request, settings: RoundSettings, run: Ru
         settings.max_rows,
         # the slopes that it measures are work of the sampler's own
         settings.method == "secant",
+        # rounds with fewer rows than points are put together another way
+        settings.far_stride > 1,
         settings.table.order,
         settings.table.is_stochastic,
         settings.graphs.is_on,

@@ -50,7 +50,8 @@ def far_points(plan: RoundPlan, dtype: torch.dtype, device: torch.device) -> Far
     at = first[plan.row_entry] + plan.row_offset
     points = np.arange(num_points)
     left = np.searchsorted(at, points, side="right") - 1
-    right = np.minimum(left + 1, len(at) - 1)
+    # a point with a row of its own reads no other: that may be NaN, or another sample's
+    right = left + (points > at[left])
     gap = np.maximum(at[right] - at[left], 1)
     columns = (plan.row_slot, plan.row_node, left, right, (points - at[left]) / gap)
     slot, node, lower, upper, weight = to_tensors(columns, device)

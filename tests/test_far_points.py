@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctd_engine import ParallelSampler, SequentialSampler, solvers
+from ctd_engine import ParallelSampler, SequentialSampler, StopReason, solvers
 from ctd_engine._far_points import far_points
 from ctd_engine._output_rule import OutputRule
 from scheduler_problem import BACKENDS, make
@@ -155,3 +155,58 @@ def test_refuses():
     with pytest.raises(ValueError, match="far_stride must be 1 for a model with a learned var"):
         sampled(learned, far_stride=2)
     assert sampled(table, far_stride=3, window_size=8).all_converged
+
+
+def failing(table, fails):
+    """The exact model, NaN at the rows where `fails(node, first element)` says so."""
+    exact, times = mixture(table), table.model_time
+
+    def model(x, t):
+        node = (t[:, None] - times.to(t)).abs().argmin(1)
+        out = exact(x, t)
+        return torch.where(fails(node)[(...,) + (None,) * (out.dim() - 1)], torch.nan, out)
+
+    return model
+
+
+def test_a_row_that_is_not_finite_harms_no_point_with_a_row_of_its_own():
+    """Every row but those of the two open nodes fails: each window still moves point by point."""
+    table = table_of(SOLVERS[1], 24)
+    front = {"node": 0}
+
+    def fails(node):
+        low = int(node.min())
+        front["node"] = low
+        return node > low
+
+    shared = dict(shape=SHAPE, solver=table, window_size=12, guess="zero", dtype=torch.float64)
+    for stride in (1, 4):
+        sampler = ParallelSampler(failing(table, fails), far_stride=stride, **shared)
+        assert sampler.sample(1, seed=6).all_converged
+    assert front["node"] == 23
+
+
+def test_a_sample_that_diverges_harms_no_other():
+    table = table_of(SOLVERS[0], 24)
+    exact = mixture(table)
+
+    def model(x, t, is_bad):
+        return torch.where(is_bad[(...,) + (None,) * (x.dim() - 1)], torch.nan, exact(x, t))
+
+    sampler = ParallelSampler(
+        model, shape=SHAPE, solver=table, window_size=12, max_rows=24, guess="zero", far_stride=4
+    )
+    is_bad = torch.tensor([False, False, True, False])
+    result = sampler.sample(4, seed=6, cond={"is_bad": is_bad})
+    ended = [reason is StopReason.CONVERGED for reason in result.stop_reasons]
+    assert ended == [True, True, False, True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_near_is_one_integer_per_sample(backend):
+    scheduler = make(backend, far_stride=2)
+    plan = scheduler.plan()
+    with pytest.raises(ValueError, match="near must have one entry per active sample"):
+        scheduler.step(np.ones(3, np.int64), plan.length, np.ones(1, np.int64))
+    assert scheduler.round == 0
+    assert scheduler.plan() is plan

@@ -50,7 +50,7 @@ class CppWindowScheduler:
         """Move every window after a round; see `PyWindowScheduler.step`."""
         if self._plan is None:
             raise ValueError("step() needs a planned round: call plan() first")
-        require_sizes(accepted, finite, len(self._plan.slot))
+        require_sizes(accepted, finite, near, len(self._plan.slot))
         finished = self._scheduler.step(accepted, finite, accepted if near is None else near)
         self._plan = None
         return [Finished(*row) for row in finished]

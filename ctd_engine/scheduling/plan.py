@@ -89,9 +89,13 @@ class Scheduler(Protocol):
     def cancel(self) -> list[Finished]: ...
 
 
-def require_sizes(accepted: IntArray, finite: IntArray, num_active: int) -> None:
-    """Raise ValueError unless both hold one integer per active sample."""
-    for name, values in (("accepted", accepted), ("finite", finite)):
+def require_sizes(
+    accepted: IntArray, finite: IntArray, near: IntArray | None, num_active: int
+) -> None:
+    """Raise ValueError unless all that are given hold one integer per active sample."""
+    for name, values in (("accepted", accepted), ("finite", finite), ("near", near)):
+        if values is None:
+            continue
         if np.shape(values) != (num_active,):
             raise ValueError(
                 f"{name} must have one entry per active sample, shape ({num_active},), "

@@ -240,6 +240,7 @@ class PyWindowScheduler:
         if self._plan is None:
             raise ValueError("step() needs a planned round: call plan() first")
         active = [(slot, entry) for slot, entry in enumerate(self._slots) if entry is not None]
+        require_sizes(accepted, finite, near, len(active))
         advances, finites = _checked(accepted, finite, [entry.length for _, entry in active])
         still = advances if near is None else [int(n) for n in near]
         advances = [
@@ -307,7 +308,6 @@ class PyWindowScheduler:
 def _checked(
     accepted: IntArray, finite: IntArray, lengths: list[int]
 ) -> tuple[list[int], list[int]]:
-    require_sizes(accepted, finite, len(lengths))
     pairs = list(zip((int(a) for a in accepted), (int(f) for f in finite), strict=True))
     for i, ((advance, num_finite), length) in enumerate(zip(pairs, lengths, strict=True)):
         if not 0 <= num_finite <= length:
