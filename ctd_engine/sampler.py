@@ -73,7 +73,7 @@ class ParallelSampler(SamplerBase):
         far_stride: ask the model, in the far part of a window, at every `far_stride`-th point only,
             and let x0 of the others lie between: up to half of the evaluations less, for about the
             same rounds. Far is what moved more than ten times what it is accepted with. 1 asks at
-            every point (`docs/methods.md`).
+            every point (`docs/methods.md`). "auto" windows are planned as if it were 1.
         method: slope of the update: "picard", "order_k", "data", "gaussian" or "secant", which
             measures it and holds half as much state again; `docs/methods.md` says which pays where.
         guess: of new window points: "predicted" (x0 held, true noise; the first round evaluates one

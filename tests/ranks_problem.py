@@ -64,6 +64,8 @@ def shifts(count: int = NUM_SAMPLES) -> dict[str, Any]:
     return {"shift": torch.arange(1.0, count + 1.0), "scale": 2.0}
 
 
+# fewer rows than points
+FAR: dict[str, Any] = {"window_size": 20, "far_stride": 4, "method": "secant"}
 CALL: dict[str, Any] = dict(seed=3, cond=shifts(), guidance_scale=1.7)
 
 
@@ -145,6 +147,7 @@ def together(rank: int, group: dist.ProcessGroup, name: str) -> dict[str, Any]:
         "rows": draw(guided(model, process_group=group, split="rows")),
         "samples": draw(guided(process_group=group, split="samples", tolerance=0.0)),
         "half": draw(guided(Guided(dtype=torch.float16), process_group=group, split="rows")),
+        "far points": draw(guided(process_group=group, split="rows", **FAR)),
         "one row": one_row(process_group=group, split="rows"),
         "more ranks than samples": one_row(process_group=group, split="samples"),
         "learned variance": learned_variance(process_group=group, split="rows"),

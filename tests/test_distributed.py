@@ -11,6 +11,7 @@ from ctd_engine import ParallelSampler, SampleResult, StopReason
 from rank_processes import run_ranks
 from ranks_problem import (
     CALL,
+    FAR,
     NUM_SAMPLES,
     SIZE,
     Guided,
@@ -72,6 +73,14 @@ def test_rows_of_conditioned_guided_ragged_samples(found, group):
     lengths = [set(record.length.tolist()) for record in expected.stats.window_history]
     assert any(len(each) > 1 for each in lengths)
     assert_same_run(of_group(found, group, "rows"), expected)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_rows_of_windows_with_far_points(found, group):
+    expected = draw(guided(**FAR))
+    lengths = [int(record.length.sum()) for record in expected.stats.window_history]
+    assert expected.stats.evaluations < 2 * sum(lengths)
+    assert_same_run(of_group(found, group, "far points"), expected)
 
 
 @pytest.mark.parametrize("group", GROUPS)
