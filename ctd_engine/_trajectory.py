@@ -17,8 +17,9 @@ from ctd_engine._coefficients import (
 from ctd_engine._far_points import NEAR, FarPoints
 from ctd_engine._output_rule import BoundRule
 from ctd_engine._warm_start import added_by_steps, following
+from ctd_engine._window_noise import of_guess, of_windows
 from ctd_engine._windows import to_tensors
-from ctd_engine.noise import CounterNoise, NoiseSource, TensorNoise
+from ctd_engine.noise import NoiseSource
 from ctd_engine.ops.gather_rows import gather_rows
 from ctd_engine.ops.picard_update import Windows, picard_update_
 from ctd_engine.ops.predict_guess import predict_guess_
@@ -185,39 +186,17 @@ class TrajectoryStore:
         if self.similar is not None:
             a = self.guess_coefficients.A
             return {"z": added_by_steps(self.similar, a, sample, first, max_count)}
-        # seeds where the noise comes from a counter, else the noise itself, padded
         if not self.guesses_noise:
             return {}
-        if isinstance(self.noise, CounterNoise):
-            return {"seeds": self.noise.seeds(sample)}
-        if (given := self._given_in_a_row(sample, first, max_count)) is not None:
-            return {"z": given[None]}
-        offsets = torch.arange(max_count, device=sample.device)
-        nodes = (first[:, None] + offsets).clamp(max=self.num_nodes - 1)
-        samples = sample.clamp(min=0)[:, None].expand_as(nodes)
-        z = self.noise.step(nodes.flatten(), samples.flatten(), self.x.dtype)
-        return {"z": z.view(*nodes.shape, -1)}
-
-    def _given_in_a_row(
-        self, sample: torch.Tensor, first: torch.Tensor, count: int
-    ) -> torch.Tensor | None:
-        # of a single window: to be read where it lies, as large as the window's states
-        noise = self.noise
-        if not isinstance(noise, TensorNoise) or len(sample) != 1 or sample.is_cuda:
-            return None
-        return noise.steps_of(int(sample), int(first), count)
+        dtype = self.x.dtype
+        return of_guess(self.noise, sample, first, max_count, self.num_nodes, dtype)
 
     def _step_noise(
-        self, windows: Windows, sample: torch.Tensor, row_sample: torch.Tensor
+        self, windows: Windows, sample: torch.Tensor, point_sample: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         if not self.is_stochastic:
             return {}
-        if isinstance(self.noise, CounterNoise):
-            return {"seeds": self.noise.seeds(sample)}
-        given = self._given_in_a_row(sample, windows.start, len(windows.row_node))
-        if given is not None:
-            return {"z": given}
-        return {"z": self.noise.step(windows.row_node, row_sample, self.x.dtype)}
+        return of_windows(self.noise, windows, sample, point_sample, self.x.dtype)
 
     def model_rows(
         self, slot: torch.Tensor, node: torch.Tensor, dtype: torch.dtype
