@@ -230,7 +230,7 @@ POLICY_ALONE = """
 int main() {
   ctd::Entry entry;
   ctd::Limits limits{10, 4, 1, 10};
-  return ctd::wanted_rows(entry, limits) == 1 ? 0 : 1;
+  return ctd::wanted_length(entry, limits) == 1 ? 0 : 1;
 }
 """
 
@@ -250,7 +250,7 @@ def test_the_policy_compiles_for_the_device(tmp_path):
     kernel = (
         '#include "window_policy.h"\n'
         "__global__ void k(ctd::Entry* e, ctd::Limits l, long long* out) {\n"
-        "  *out = ctd::wanted_rows(*e, l);\n}\n"
+        "  *out = ctd::wanted_length(*e, l);\n}\n"
     )
     source.write_text(kernel)
     command = ["nvcc", "-std=c++17", "-arch=sm_90", f"-I{CSRC}", "-cubin", str(source)]
