@@ -43,7 +43,8 @@ class RoundSettings:
     """What a run needs besides the request; the names are `ParallelSampler`'s.
 
     With `window_ratio` > 0 each sample's window follows its own advance: it is `window_ratio`/256
-    times the smoothed points per round, at first `first_window` and never above `window_size`.
+    times the smoothed points per round, at first `first_window` and never above `window_size`. With
+    `far_stride` > 1 a round has fewer rows than points.
     """
 
     table: SolverTable

@@ -312,7 +312,7 @@ class TrajectoryStore:
         self,
         rule: BoundRule,
         windows: Windows,
-        row_sample: torch.Tensor,
+        point_sample: torch.Tensor,
         m: torch.Tensor,
         m_null: torch.Tensor | None,
         guidance_scale: float,
@@ -320,7 +320,7 @@ class TrajectoryStore:
         # rows of padding hold numbers of no meaning, which the update leaves alone
         node = windows.row_node
         x = self.x[windows.row_slot, node % self.x.shape[1]]
-        z = self.noise.step(node, row_sample, self.x.dtype) if self.is_stochastic else None
+        z = self.noise.step(node, point_sample, self.x.dtype) if self.is_stochastic else None
         return rule(x, m, m_null, guidance_scale, node, z)
 
     def state(self, slot: int, node: int) -> torch.Tensor:
